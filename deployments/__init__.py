@@ -1,0 +1,1 @@
+"""The places: deployments, work pools, schedules and triggers."""

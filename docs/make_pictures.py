@@ -1,0 +1,105 @@
+"""Draw the pictures of the README: the pipeline, and a real report as Chromium shows it.
+
+python docs/make_pictures.py                         # the pipeline
+python docs/make_pictures.py REPORT.html         # and the report's first page
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+PICTURES = Path(__file__).parent / "pictures"
+
+STAGES = (
+    ("ingest", "headers, checks,", "de-identification"),
+    ("preprocess", "fingerprint, plan,", "prepared arrays"),
+    ("train", "patches, loop,", "checkpoints"),
+    ("evaluate", "metrics, intervals,", "report"),
+    ("register", "gate, audit trail,", "champion"),
+    ("predict", "the champion", "on new studies"),
+)
+STORES = ("volumes + catalog", "prepared + plan", "package", "evaluation", "registry", "masks, findings")
+WIDTH, HEIGHT, BOX, GAP = 1120, 300, 150, 32
+
+
+def pipeline() -> str:
+    """The stages in a row, what each leaves in a store below, and what is set aside."""
+    left = (WIDTH - len(STAGES) * BOX - (len(STAGES) - 1) * GAP) / 2
+    shapes = []
+    for i, ((name, *words), store) in enumerate(zip(STAGES, STORES, strict=True)):
+        x = left + i * (BOX + GAP)
+        middle = x + BOX / 2
+        shapes += [
+            f'<rect class="stage" x="{x}" y="70" width="{BOX}" height="86" rx="8"/>',
+            f'<text class="name" x="{middle}" y="96">{name}</text>',
+            *(f'<text x="{middle}" y="{118 + 18 * n}">{word}</text>' for n, word in enumerate(words)),
+            f'<path class="line" d="M{middle} 156 V196"/><path class="head" d="M{middle - 5} 190 l5 8 l5 -8 z"/>',
+            f'<rect class="store" x="{x}" y="200" width="{BOX}" height="34" rx="17"/>',
+            f'<text x="{middle}" y="222">{store}</text>',
+        ]
+        if i:
+            shapes += [
+                f'<path class="line" d="M{x - GAP} 113 H{x - 4}"/>',
+                f'<path class="head" d="M{x - 10} 108 l8 5 l-8 5 z"/>',
+            ]
+    first = left + BOX / 2
+    last = left + (len(STAGES) - 2) * (BOX + GAP) + BOX / 2
+    shapes += [
+        f'<text class="name" x="{first}" y="32">DICOM studies, labels</text>',
+        f'<path class="line" d="M{first} 40 V66"/><path class="head" d="M{first - 5} 60 l5 8 l5 -8 z"/>',
+        f'<path class="line dashed" d="M{last} 200 m0 34 V262 H{left + 2 * (BOX + GAP) + BOX / 2} V238"/>',
+        f'<text x="{(last + left + 2 * (BOX + GAP) + BOX / 2) / 2}" y="280">'
+        "each night: the challenger against the champion, on the same frozen test patients</text>",
+        f'<text class="aside" x="{first}" y="262">what fails a check:</text>',
+        f'<text class="aside" x="{first}" y="280">quarantine, with its reason</text>',
+    ]
+    style = (
+        "text{font:14px system-ui,sans-serif;text-anchor:middle;fill:#24292f}.name{font-weight:600;font-size:16px}"
+        ".aside{fill:#a04000}.stage{fill:#e8f1fa;stroke:#0072b2;stroke-width:1.5}"
+        ".store{fill:#f6f8fa;stroke:#8c959f}.line{stroke:#57606a;fill:none;stroke-width:1.5}"
+        ".dashed{stroke-dasharray:5 4}.head{fill:#57606a}"
+        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.aside{fill:#ffa657}.stage{fill:#12304a}"
+        ".store{fill:#21262d}.line{stroke:#9198a1}.head{fill:#9198a1}}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="The stages of a night and the stores they write to"><style>{style}</style>'
+        f"{''.join(shapes)}</svg>\n"
+    )
+
+
+def screenshot(page: Path, picture: Path, height: int) -> None:
+    """What headless Chromium shows of a local page."""
+    with tempfile.TemporaryDirectory() as profile:
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            "--hide-scrollbars",
+            f"--user-data-dir={profile}",
+            f"--window-size=1200,{height}",
+            f"--screenshot={picture}",
+        ]
+        subprocess.run(["chromium", *options, page.absolute().as_uri()], check=True, capture_output=True, timeout=120)
+
+
+if __name__ == "__main__":
+    PICTURES.mkdir(exist_ok=True)
+    (PICTURES / "pipeline.svg").write_text(pipeline(), encoding="utf-8")
+    if len(sys.argv) > 1:
+        report, top, bottom = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+        whole = PICTURES / "report.png"
+        screenshot(report, whole, bottom)
+        with Image.open(whole) as image:
+            head, cases = image.crop((0, 0, image.width, 600)), image.crop((0, top, image.width, bottom))
+        both = Image.new("RGB", (head.width, head.height + cases.height))
+        both.paste(head, (0, 0))
+        both.paste(cases, (0, head.height))
+        both.save(whole, optimize=True)

@@ -1,0 +1,1 @@
+"""The stories: each file reads top to bottom as what happens, and only calls doors."""

@@ -1,0 +1,111 @@
+"""What a run shows in the Prefect UI: tables, pictures, links and progress, none with an identity."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from models.evaluation import Evaluation
+from models.plan import Plan
+from models.refs import DatasetRef, EvaluationRef, PlanRef
+from models.registration import Registered
+from tasks.stores.house import Stores
+from tasks.stores.tables import PlanRow
+
+_UPDATE_SECONDS = 5.0
+
+
+def show_pairs(key: str, title: str, rows: Iterable[tuple[str, Any]]) -> None:
+    """(what, value) pairs as a table."""
+    create_table_artifact(key=key, description=title, table=[{"what": w, "value": str(v)} for w, v in rows])
+
+
+def show_table(key: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as a table; an empty one says so."""
+    create_table_artifact(key=key, description=title, table=[dict(row) for row in rows] or [{"": "none"}])
+
+
+def show_dataset(stores: Stores, ref: DatasetRef) -> None:
+    """Patients and cases of each split."""
+    dataset = stores.datasets.read(ref.key)
+    rows = [{"split": s, "patients": patients, "cases": cases} for s, (patients, cases) in dataset.counts().items()]
+    show_table("dataset", f"{dataset.name}: {', '.join(dataset.classes)} ({ref.key[:12]})", rows)
+
+
+def show_plan(stores: Stores, ref: PlanRef) -> None:
+    """What the recipe became, with the reasons."""
+    row = stores.catalog.get(PlanRow, ref.key)
+    if row is not None:
+        plan = Plan.model_validate(row.document)
+        show_pairs("plan", f"The plan for {plan.recipe}", [*plan.rows(), *(("because", note) for note in plan.notes)])
+
+
+def show_evaluation(stores: Stores, ref: EvaluationRef, registered: Registered, report: Path) -> None:
+    """The figures, the decision, the report's pictures (inline: no file server is needed) and where to read more."""
+    evaluation = stores.evaluations.read(ref.key)
+    show_table("evaluation", f"{registered.name} on {evaluation.n_patients} test patients", figures(evaluation))
+    pictures = "\n\n".join(f"**{p.title}**\n\n![{p.alt}]({p.data_uri})" for p in stores.evaluations.pictures(ref.key))
+    told = "\n".join(f"- {reason}" for reason in registered.reasons)
+    links = f"Report: `{report}`\n\nMLflow: `{registered.page}`, run `{registered.run_page}`"
+    create_markdown_artifact(
+        key="report",
+        description=f"{registered.name} version {registered.version}: {registered.action}",
+        markdown=f"## Version {registered.version}: {registered.action}\n\n{told}\n\n{links}\n\n{pictures}",
+    )
+
+
+def figures(evaluation: Evaluation) -> list[dict[str, str]]:
+    """One row a metric and class, rounded for people."""
+    return [
+        {
+            "metric": summary.metric,
+            "class": summary.class_name or "all",
+            "value": f"{summary.interval.value:.4f}",
+            "95 % interval": "none" if low is None else f"{low:.4f} to {summary.interval.high:.4f}",
+            "patients": str(summary.interval.n),
+        }
+        for summary in evaluation.metrics
+        for low in (summary.interval.low,)
+    ]
+
+
+class ProgressArtifacts:
+    """A `tasks.progress.Sink`: a progress artifact per stage, brought up to date every few seconds."""
+
+    def __init__(self) -> None:
+        self._stages: dict[int, tuple[UUID, float, float, float]] = {}
+        self._last = 0
+
+    def begin(self, name: str, total: float | None, unit: str) -> int:
+        """A progress artifact at zero."""
+        self._last += 1
+        made = create_progress_artifact(0.0, description=name)
+        if total and isinstance(made, UUID):
+            self._stages[self._last] = (made, total, 0.0, time.monotonic())
+        return self._last
+
+    def advance(self, handle: int, amount: float, note: str | None) -> None:
+        """Tell the server, unless it was told just now."""
+        if handle not in self._stages:
+            return
+        artifact, total, done, told = self._stages[handle]
+        done, now = done + amount, time.monotonic()
+        if now - told >= _UPDATE_SECONDS:
+            update_progress_artifact(artifact, progress=min(100.0, 100.0 * done / total))
+            told = now
+        self._stages[handle] = (artifact, total, done, told)
+
+    def end(self, handle: int, note: str | None) -> None:
+        """Full."""
+        if stage := self._stages.pop(handle, None):
+            update_progress_artifact(stage[0], progress=100.0)

@@ -1,0 +1,65 @@
+"""What must be set before Prefect, MLflow and Dask are imported: no telemetry, loopback, state under the home folder.
+
+A value that the user has set is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from models.settings import Settings
+from tasks.stores.house import Locations, Stores
+from tasks.stores.secrets import load_or_create_secret, secret_from_text
+
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "50",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "MPLBACKEND": "Agg",
+}
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Call it before the first import of Prefect, MLflow, Dask or matplotlib."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    prefect_home(settings).mkdir(parents=True, exist_ok=True)  # its server does not make it
+    os.environ.setdefault("PREFECT_HOME", str(prefect_home(settings)))
+    os.environ.setdefault("MPLCONFIGDIR", str(settings.home / "cache" / "matplotlib"))
+
+
+def prefect_home(settings: Settings) -> Path:
+    """The embedded Prefect server's folder."""
+    return settings.home / "prefect"
+
+
+def open_stores(settings: Settings | None = None) -> Stores:
+    """This installation's stores. The first call makes the home folder and its two secrets (mode 0600)."""
+    settings = settings or Settings.load()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    secret, key = settings.secret.get_secret_value(), settings.vault_key.get_secret_value()
+    return Stores(
+        Locations(
+            home=settings.home,
+            database=settings.database(),
+            volumes=settings.place("volumes"),
+            prepared=settings.place("prepared"),
+            datasets=settings.place("datasets"),
+            evaluations=settings.place("evaluations"),
+            packages=settings.place("packages"),
+            tracking=settings.tracking(),
+            secret=secret_from_text(secret) if secret else load_or_create_secret(settings.home / "secret"),
+            vault_key=secret_from_text(key) if key else load_or_create_secret(settings.home / "vault.key"),
+            dask_address=settings.dask_address,
+            workers=settings.workers,
+            memory_gb=settings.memory_gb,
+        )
+    )

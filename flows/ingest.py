@@ -1,0 +1,76 @@
+"""What arrives becomes volumes and masks; what fails a check is set aside with its reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict
+
+from flows.artifacts import show_pairs
+from flows.environment import open_stores
+from flows.parts import THREADS, in_parts
+from models.recipe import Images
+from models.refs import BatchRef, LabelRef, VolumeRef
+from models.settings import Settings
+from tasks.ingest import door
+from tasks.progress import stage
+
+
+class Ingested(BaseModel):
+    """What one ingest did."""
+
+    model_config = ConfigDict(frozen=True)
+    series: int
+    volumes: tuple[VolumeRef, ...]
+    labels: tuple[LabelRef, ...]
+    already_there: int
+    quarantined: dict[str, int]
+    not_dicom: int
+    not_images: int
+
+    def rows(self) -> list[tuple[str, int]]:
+        """For a table."""
+        return [
+            ("series and labels looked at", self.series),
+            ("volumes", len(self.volumes)),
+            ("labels", len(self.labels)),
+            ("of these known before", self.already_there),
+            ("files that are not DICOM", self.not_dicom),
+            ("instances that are not images", self.not_images),
+            *((f"quarantined: {reason}", n) for reason, n in sorted(self.quarantined.items())),
+        ]
+
+
+@flow(name="ingest", flow_run_name="ingest {batch}", task_runner=THREADS)
+def ingest(batch: BatchRef, images: Images | None = None) -> Ingested:
+    """Ingest a batch of places; `images` are a recipe's, whose rules on colour and burned-in text are followed."""
+    stores, rules = open_stores(), _rules(images)
+    found = door.scan(stores, batch, rules)
+    with stage("ingest", len(found.series), "series"):
+        images_in = in_parts(door.ingest_series, found.series, stores=stores, rules=rules)
+    with stage("labels", len(found.labels), "labels"):
+        labels_in = in_parts(door.ingest_labels, found.labels, stores=stores)
+
+    done = Ingested(
+        series=len(found.series) + len(found.labels),
+        volumes=tuple(volume for outcome in images_in for volume in outcome.volumes),
+        labels=tuple(label for outcome in labels_in for label in outcome.labels),
+        already_there=sum(o.existed for o in images_in) + sum(o.existed for o in labels_in),
+        quarantined=Counter(reason for o in images_in for reason in o.quarantined)
+        + Counter(reason for o in labels_in for reason in o.quarantined)
+        + Counter({"found while scanning": found.quarantined}),
+        not_dicom=found.not_dicom,
+        not_images=found.not_images,
+    )
+    show_pairs("ingest", "What was ingested", done.rows())
+    return done
+
+
+def _rules(images: Images | None) -> door.IngestRules:
+    """What is accepted: by the installation's rule, and by the recipe's where there is one."""
+    asked = images.allow_without_burned_in if images else ()
+    return door.IngestRules(
+        allow_without_burned_in=frozenset((*Settings.load().allow_without_burned_in, *asked)),
+        colour=bool(images and images.colour),
+    )

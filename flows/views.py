@@ -1,0 +1,172 @@
+"""Rows for the terminal's tables, read from the stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
+
+from tasks.stores.house import Stores
+from tasks.stores.tables import (
+    DatasetRecord,
+    DecisionRow,
+    EvaluationRow,
+    LabelRow,
+    PredictionRow,
+    QuarantineRow,
+    SeriesRow,
+    SplitRow,
+    StudyRow,
+    VolumeRow,
+)
+
+if TYPE_CHECKING:
+    from tasks.stores.registry import RegisteredVersion
+
+QUARANTINE_COLUMNS = ("reason", "what", "study", "modality", "instances", "since")
+PREDICTION_COLUMNS = ("study", "class", "found", "volume mL", "confidence")
+
+
+def overview(stores: Stores) -> list[tuple[str, Any]]:
+    """What is there, in one glance."""
+    catalog = stores.catalog
+    modalities = _grouped(stores, VolumeRow.modality)
+    splits = _grouped(stores, SplitRow.split)
+    last = catalog.find(DecisionRow, order_by=DecisionRow.number.desc(), limit=1)
+    judged = catalog.find(EvaluationRow, order_by=EvaluationRow.created_at.desc(), limit=1)
+    return [
+        ("home", stores.locations.home),
+        ("studies", catalog.count(StudyRow)),
+        ("series", catalog.count(SeriesRow)),
+        ("volumes", f"{sum(modalities.values())}  {_counts(modalities)}"),
+        ("labels", f"{catalog.count(LabelRow)}  {_counts(_grouped(stores, LabelRow.source))}"),
+        ("in quarantine", catalog.count(QuarantineRow, QuarantineRow.resolved_at.is_(None))),
+        ("patients placed", f"{sum(splits.values())}  {_counts(splits)}"),
+        ("datasets", catalog.count(DatasetRecord)),
+        ("predictions", catalog.count(PredictionRow)),
+        ("last evaluation", _evaluation(judged[0]) if judged else "none"),
+        ("last decision", _decision(last[0]) if last else "none"),
+    ]
+
+
+def quarantine(stores: Stores, limit: int = 50) -> list[tuple[Any, ...]]:
+    """What was set aside and why, the newest first."""
+    rows = stores.catalog.find(
+        QuarantineRow,
+        QuarantineRow.resolved_at.is_(None),
+        order_by=QuarantineRow.created_at.desc(),
+        limit=limit,
+    )
+    return [
+        (
+            r.reason,
+            f"{r.what}{f' — {r.hint}' if r.hint else ''}",
+            _short(r.study or r.subject),
+            r.modality,
+            r.instances,
+            _when(r.created_at),
+        )
+        for r in rows
+    ]
+
+
+def datasets(stores: Stores) -> list[tuple[Any, ...]]:
+    """Every dataset with its patients and cases by split."""
+    rows = stores.catalog.find(DatasetRecord, order_by=DatasetRecord.created_at)
+    return [
+        (
+            r.dataset[:12],
+            r.name,
+            r.kind,
+            ", ".join(r.classes),
+            *[_split(r.counts, s) for s in ("train", "validation", "test")],
+            _when(r.created_at),
+        )
+        for r in rows
+    ]
+
+
+def predictions_told(stores: Stores, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+    """One row per class of each prediction."""
+    told: list[tuple[Any, ...]] = []
+    for key in keys:
+        row = stores.catalog.get(PredictionRow, key)
+        volume = stores.catalog.get(VolumeRow, row.volume) if row else None
+        for finding in row.result["findings"] if row else ():
+            size = "" if finding["volume_ml"] is None else f"{finding['volume_ml']:.1f}"
+            place = _short(volume.study) if volume else ""
+            told.append(
+                (
+                    place,
+                    finding["class_name"],
+                    "yes" if finding["called"] else "no",
+                    size,
+                    f"{finding['confidence']:.3f}",
+                )
+            )
+    return told
+
+
+def models(stores: Stores) -> list[tuple[Any, ...]]:
+    """Every model with the versions that serve and want to serve."""
+    rows = []
+    for name in stores.registry.names():
+        versions = stores.registry.versions(name)
+        named = {alias: v.version for v in versions for alias in v.aliases}
+        rows.append((name, len(versions), named.get("champion", "none"), named.get("challenger", "none")))
+    return rows
+
+
+def versions(found: Sequence[RegisteredVersion]) -> list[tuple[Any, ...]]:
+    """A model's versions, the newest first, with their primary figures."""
+    return [
+        (v.version, ", ".join(v.aliases), v.package[:12], _figure(v.metrics), _when(v.created) if v.created else "")
+        for v in found
+    ]
+
+
+def decisions(rows: Sequence[DecisionRow]) -> list[tuple[Any, ...]]:
+    """The audit trail."""
+    return [
+        (_when(r.created_at), r.action, r.version, r.before or "none", r.who, "; ".join(map(str, r.reasons)))
+        for r in rows
+    ]
+
+
+def _grouped(stores: Stores, column: Any) -> dict[str, int]:
+    with stores.catalog.reading() as session:
+        return {str(value): n for value, n in session.execute(select(column, func.count()).group_by(column))}
+
+
+def _counts(groups: dict[str, int]) -> str:
+    return f"({', '.join(f'{n} {value}' for value, n in sorted(groups.items()))})" if groups else ""
+
+
+def _split(counts: dict[str, Any], split: str) -> str:
+    patients, cases = counts.get(split, (0, 0))
+    return f"{patients} patients, {cases} cases"
+
+
+def _evaluation(row: EvaluationRow) -> str:
+    interval = f" [{row.low:.3f}, {row.high:.3f}]" if row.low is not None and row.high is not None else ""
+    return f"{row.metric} {row.value:.3f}{interval}, package {row.package[:12]}, {_when(row.created_at)}"
+
+
+def _decision(row: DecisionRow) -> str:
+    return f"{row.name} {row.version} {row.action}: {'; '.join(map(str, row.reasons))} ({_when(row.created_at)})"
+
+
+def _figure(metrics: Any) -> str:
+    for name in ("dice", "auc"):
+        if name in metrics:
+            return f"{name} {metrics[name]:.4f}"
+    return ""
+
+
+def _short(identifier: str) -> str:
+    return identifier if len(identifier) <= 16 else f"…{identifier[-12:]}"
+
+
+def _when(moment: Any) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"

@@ -1,0 +1,1 @@
+"""The nouns: typed values that every room shares. No I/O, no Prefect."""

@@ -1,0 +1,92 @@
+"""The PyTorch networks and the one table that names them.
+
+Adding a network is writing a builder and adding one entry. A builder takes a `NetworkPlan` and returns a module:
+- it takes (b, c, y, x) where `plan.dimensions` is 2 and (b, c, z, y, x) where it is 3, of any size;
+- for segmentation it returns logits (b, out_channels, …) of the input's size, channel 0 the background; while
+  training with deep supervision, a list of them, finest first, the coarser ones of any size;
+- for classification it returns logits (b, out_channels).
+
+Importing the table imports no PyTorch: builders are named, and loaded by `build`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models.errors import RecipeError
+from models.plan import NetworkPlan
+from models.recipe import Kind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["NETWORKS", "Entry", "build", "entry_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One network: who builds it (`module:function`), and what it can do."""
+
+    builder: str
+    kinds: frozenset[Kind]
+    dimensions: frozenset[int]
+    description: str
+    deep_supervision: bool = False
+
+
+NETWORKS: dict[str, Entry] = {
+    "unet": Entry(
+        "models.networks.unet:build_unet",
+        frozenset({"segmentation"}),
+        frozenset({2, 3}),
+        "small residual U-Net; the most for a budget of minutes",
+        deep_supervision=True,
+    ),
+    "dynunet": Entry(
+        "models.networks.dynunet:build_dynunet",
+        frozenset({"segmentation"}),
+        frozenset({2, 3}),
+        "MONAI's DynUNet, nnU-Net's plain U-Net; for long trainings on a GPU",
+        deep_supervision=True,
+    ),
+    "resnet": Entry(
+        "models.networks.resnet:build_resnet",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "residual classifier of ResNet-18's kind",
+    ),
+    "cnn": Entry(
+        "models.networks.resnet:build_cnn",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "plain convolutional classifier; small and quick",
+    ),
+}
+
+
+def entry_for(plan: NetworkPlan) -> Entry:
+    """The table's entry for `plan`. Raises RecipeError: unknown name, or arguments that do not fit together."""
+    if plan.name not in NETWORKS:
+        near = difflib.get_close_matches(plan.name, NETWORKS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NETWORKS)}"
+        raise RecipeError(f"there is no network {plan.name!r}", where="network.name", hint=hint)
+    entry = NETWORKS[plan.name]
+    if plan.dimensions not in entry.dimensions:
+        raise RecipeError(f"{plan.name} has no {plan.dimensions}-D variant", where="network.dimensions")
+    if not plan.features or min(plan.features) < 1:
+        raise RecipeError("give at least one level, each with at least one channel", where="network.features")
+    levels = len(plan.features)
+    for what, given in (("strides", plan.strides), ("kernels", plan.kernels)):
+        if given and len(given) != levels:
+            raise RecipeError(f"{levels} levels need {levels} {what}, not {len(given)}", where="network.features")
+    return entry
+
+
+def build(plan: NetworkPlan) -> nn.Module:
+    """The network of `plan`, with fresh weights drawn from PyTorch's global generator. Raises RecipeError."""
+    module, function = entry_for(plan).builder.split(":")
+    network: nn.Module = getattr(importlib.import_module(module), function)(plan)
+    return network

@@ -1,0 +1,74 @@
+"""A model package: weights as safetensors and one JSON that says everything needed to run them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.errors import PackageError
+from models.plan import Plan
+from models.recipe import Recipe
+
+WEIGHTS_FILE = "weights.safetensors"
+PACKAGE_FILE = "package.json"
+CARD_FILE = "card.md"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainingRecord(_Part):
+    """What the training was and cost."""
+
+    steps: int
+    epochs: int
+    seconds: float
+    stopped_by: Literal["epochs", "minutes", "patience"]
+    device: str
+    precision: str
+    batch_size: int  # after out-of-memory halvings
+    parameters: int
+    best_metric: float
+    best_step: int
+    history: tuple[tuple[int, float, float], ...] = ()  # (step, mean training loss since the last, validation metric)
+    notes: tuple[str, ...] = ()
+
+
+class Environment(_Part):
+    """The software that made it."""
+
+    nocturne: str
+    code: str  # git commit, or "unknown"
+    python: str
+    torch: str
+    platform: str
+
+
+class ModelPackage(_Part):
+    """`package.json`. The weights' digest ties the two files together."""
+
+    format: Literal[1] = 1
+    key: str  # content key of (dataset, recipe's learning key, seed)
+    recipe: Recipe
+    plan: Plan
+    dataset: str
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    training: TrainingRecord
+    environment: Environment
+    threshold: float | None = None  # binary classification: chosen on validation
+    keep_largest: tuple[str, ...] = ()  # classes of which only the largest component is kept
+    fingerprint: dict[str, Any] = Field(default_factory=dict)  # intensities and spacing, for out-of-distribution checks
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `package.json`. Raises PackageError."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise PackageError(
+                f"package.json is not a model package: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+                hint="the package may come from another version; register it again or roll back",
+            ) from None

@@ -1,0 +1,190 @@
+"""What a recipe becomes once the data has been looked at: every number that preparing, training and applying needs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from models.hashing import content_key
+from models.recipe import Augment, FilterStep, Kind
+
+FloatTriple = tuple[float, float, float]
+IntTriple = tuple[int, int, int]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IntensityStats(_Part):
+    """Of the sampled (foreground, where there is a mask) voxels of one channel, in the image's unit."""
+
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+    median: float
+    p005: float
+    p995: float
+
+
+class CaseFacts(_Part):
+    """What the fingerprint keeps of one training case."""
+
+    volume: str
+    shape: IntTriple
+    spacing: FloatTriple
+    cropped_shape: IntTriple
+    class_voxels: tuple[int, ...] = ()
+    median: float
+    iqr: float
+
+
+class Outlier(_Part):
+    """A case far from the rest, and in what."""
+
+    volume: str
+    measure: str
+    value: float
+    expected: str
+
+
+class Fingerprint(_Part):
+    """The training split in numbers (nnU-Net's sense)."""
+
+    dataset: str
+    modality: str
+    cases: tuple[CaseFacts, ...]
+    intensities: tuple[IntensityStats, ...]
+    crop_ratio: float
+    class_counts: tuple[int, ...] = ()
+    outliers: tuple[Outlier, ...] = ()
+
+
+class Normalisation(_Part):
+    """One channel's intensity mapping.
+
+    `ct`: clip to [low, high], then (x − mean)/std. `zscore`: per image (inside nonzero if `masked`).
+    `percentile`: per image from percentiles [low, high] to [0, 1]. `minmax`: per image to [0, 1].
+    `window`: clip to [low, high], to [0, 1]. `none`: as it is.
+    """
+
+    scheme: Literal["ct", "zscore", "percentile", "minmax", "window", "none"]
+    low: float = 0.0
+    high: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
+    masked: bool = False
+
+
+class PreparePlan(_Part):
+    """From a volume to the network's grid and values. Prepared arrays are keyed by it."""
+
+    dimensions: Literal[2, 3]
+    spacing: FloatTriple | None  # (z, y, x) mm; None: the image's own grid is kept
+    size: IntTriple | None = None  # classification: every image is brought to this grid
+    anisotropic: bool = False  # z apart: nearest along z after in-plane cubic
+    crop: Literal["nonzero", "none"] = "none"
+    channels: int = 1
+    steps: tuple[FilterStep, ...] = ()
+    normalisation: tuple[Normalisation, ...]
+
+    @property
+    def key(self) -> str:
+        """Content hash."""
+        return content_key("prepare", self.model_dump(mode="json"))
+
+
+class NetworkPlan(_Part):
+    """One entry of the network table with its arguments."""
+
+    name: str
+    dimensions: Literal[2, 3]
+    in_channels: int
+    out_channels: int
+    features: tuple[int, ...]
+    strides: tuple[IntTriple, ...] = ()  # per level, (z, y, x); 2-D networks ignore z
+    kernels: tuple[IntTriple, ...] = ()
+    dropout: float = 0.0
+    deep_supervision: bool = False
+
+
+class TrainPlan(_Part):
+    """The optimisation, with nothing left to choose."""
+
+    patch_size: IntTriple
+    batch_size: int
+    steps_per_epoch: int
+    epochs: int | None
+    minutes: float | None
+    optimiser: Literal["sgd", "adamw"]
+    learning_rate: float
+    weight_decay: float
+    schedule: Literal["poly", "cosine", "constant"]
+    warmup: float
+    loss: Literal["dice_ce", "ce", "focal"]
+    class_balance: bool
+    label_smoothing: float
+    clip: float
+    ema: float
+    oversample_foreground: float
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: Literal["auto"] | bool
+    patience: int | None
+    validations: int
+    checkpoint_minutes: float
+    device: Literal["auto", "cpu", "cuda"]
+    augment: Augment
+    flip_axes: tuple[Literal["z", "y", "x"], ...]
+    class_weights: tuple[float, ...] = ()
+
+
+class InferPlan(_Part):
+    """How the network is applied to a whole image."""
+
+    tile: IntTriple
+    overlap: float
+    mirror_axes: tuple[Literal["z", "y", "x"], ...]
+    keep_largest: Literal["auto"] | bool
+
+
+class Plan(_Part):
+    """A recipe made concrete for one dataset."""
+
+    recipe: str
+    kind: Kind
+    seed: int
+    classes: tuple[str, ...]  # without background; a mask's value is index + 1, a class's value is its index
+    prepare: PreparePlan
+    network: NetworkPlan
+    train: TrainPlan
+    infer: InferPlan
+    notes: tuple[str, ...] = ()  # what was decided and why, for the report
+
+    @property
+    def key(self) -> str:
+        """Content hash."""
+        return content_key("plan", self.model_dump(mode="json"))
+
+    def rows(self) -> list[tuple[str, Any]]:
+        """(what, value) pairs for a table in the terminal, the report or an artifact."""
+        p, n, t = self.prepare, self.network, self.train
+        budget = " / ".join(
+            part
+            for part in (f"{t.minutes:g} min" if t.minutes else "", f"{t.epochs} epochs" if t.epochs else "")
+            if part
+        )
+        return [
+            ("kind", self.kind),
+            ("classes", ", ".join(self.classes)),
+            ("network", f"{n.name} {n.dimensions}-D, features {'-'.join(map(str, n.features))}"),
+            ("spacing (z, y, x) mm", " × ".join(f"{s:.3g}" for s in p.spacing) if p.spacing else "as it is"),
+            ("size", " × ".join(map(str, p.size)) if p.size else "as it is"),
+            ("normalisation", ", ".join(c.scheme for c in p.normalisation)),
+            ("filters", ", ".join(s.step for s in p.steps) or "none"),
+            ("patch (z, y, x)", " × ".join(map(str, t.patch_size))),
+            ("batch", t.batch_size),
+            ("optimiser", f"{t.optimiser}, {t.learning_rate:g}, {t.schedule}"),
+            ("budget", budget),
+        ]

@@ -1,0 +1,83 @@
+"""One installation's settings: environment `NOCTURNE_*`, then `nocturne.toml` in the home folder, then defaults.
+
+Only `flows/` reads them; everything below is handed plain values.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from models.errors import SettingsError
+
+HOME_VARIABLE = "NOCTURNE_HOME"
+SETTINGS_FILE = "nocturne.toml"
+
+
+def default_home() -> Path:
+    """`NOCTURNE_HOME`, or `~/.nocturne`."""
+    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".nocturne").expanduser().absolute()
+
+
+class Settings(BaseSettings):
+    """Where the parts live and what they may use. Empty URLs mean: the embedded default under `home`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="NOCTURNE_", frozen=True, extra="forbid", nested_model_default_partial_update=True
+    )
+
+    home: Path = Field(default_factory=default_home, description="the home folder")
+    catalog_url: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL of catalog and vault")
+    volumes_url: str = Field("", description="folder or fsspec URL of volumes and masks")
+    prepared_url: str = Field("", description="folder of prepared arrays; local and fast")
+    datasets_url: str = Field("", description="folder or fsspec URL of dataset manifests")
+    evaluations_url: str = Field("", description="folder or fsspec URL of evaluations and reports")
+    packages_url: str = Field("", description="folder or fsspec URL of model packages")
+    tracking_url: SecretStr = Field(SecretStr(""), description="MLflow tracking and registry URI")
+    secret: SecretStr = Field(SecretStr(""), description="pseudonym secret, 64 hex digits; else the file `secret`")
+    vault_key: SecretStr = Field(SecretStr(""), description="vault key, 64 hex digits; else the file `vault.key`")
+    dask_address: str = Field("", description="address of a Dask scheduler; else a local cluster")
+    workers: int = Field(0, ge=0, description="local Dask threads and decoder threads; 0: one per core")
+    memory_gb: float = Field(0, ge=0, description="memory a run may plan with; 0: three quarters of what is free")
+    allow_without_burned_in: tuple[str, ...] = Field(
+        (), description="modalities accepted without BurnedInAnnotation, for every ingest"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the home folder's file."""
+        file = TomlConfigSettingsSource(settings_cls, default_home() / SETTINGS_FILE)
+        return init_settings, env_settings, file
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Read them. Raises SettingsError naming each bad key."""
+        try:
+            return cls()
+        except ValidationError as error:
+            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            raise SettingsError(
+                told, where="settings", hint=f"see NOCTURNE_* in the environment and {SETTINGS_FILE} in the home folder"
+            ) from None
+
+    def database(self) -> str:
+        """URL of catalog and vault."""
+        return self.catalog_url.get_secret_value() or f"sqlite:///{self.home / 'catalog.db'}"
+
+    def tracking(self) -> str:
+        """URI of MLflow's tracking store and registry."""
+        return self.tracking_url.get_secret_value() or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    def place(self, name: str) -> str:
+        """URL of `volumes`, `prepared`, `datasets`, `evaluations` or `packages`."""
+        return str(getattr(self, f"{name}_url")) or str(self.home / name)

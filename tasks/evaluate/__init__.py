@@ -1,0 +1,1 @@
+"""How good a package is, on the frozen test split."""

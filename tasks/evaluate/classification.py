@@ -1,0 +1,285 @@
+"""How good classifications are: figures, curves and intervals from probabilities.
+
+With two classes all figures are the positive class's; with more, those of each class against the rest, and their
+plain (macro) mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
+
+from models.errors import LabelError, NothingToDoError, PackageError, RecipeError
+from models.evaluation import (
+    PRIMARY,
+    ClassificationCase,
+    ConfusionMatrix,
+    Curve,
+    CurveName,
+    Evaluation,
+    Interval,
+    MetricSummary,
+    Picture,
+)
+from tasks.evaluate import intervals, pictures
+from tasks.evaluate.intervals import SAMPLES, Floats, Statistic, mean_of_defined, ratio
+
+PER_CLASS = ("auc", "average_precision", "sensitivity", "specificity", "precision", "f1")
+OVERALL = ("accuracy", "balanced_accuracy", "brier")
+_POINTS = 400
+_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """Checked input: `truth` and `called` are class indices (n,), `probabilities` (n, classes)."""
+
+    patients: list[str]
+    cases: list[str]
+    truth: NDArray[np.intp]
+    called: NDArray[np.intp]
+    probabilities: Floats
+    names: tuple[str, ...]
+    focus: tuple[int, ...]  # the positive class, or all of more than two
+
+
+def evaluate_classification(
+    patients: Sequence[str],
+    cases: Sequence[str],
+    truth: ArrayLike,
+    probabilities: ArrayLike,
+    class_names: Sequence[str],
+    threshold: float | None = None,
+    *,
+    package: str,
+    dataset: str,
+    positive: str | None = None,
+    bootstrap: int = SAMPLES,
+    seed: int = 0,
+) -> tuple[Evaluation, pd.DataFrame, list[Picture]]:
+    """Judge `probabilities` (n, classes) against the class indices `truth` (n,).
+
+    Two classes: `positive` (the last by default) is called from `threshold` (0.5 by default) on. More: the most
+    probable class is called, and a threshold raises RecipeError. Raises LabelError for a truth without a name,
+    PackageError for probabilities that are none, NothingToDoError where no class has both positives and negatives.
+    """
+    data = _checked(patients, cases, truth, probabilities, class_names, threshold, positive)
+    metrics = _metrics(data, bootstrap, seed)
+    if not any(m.metric == PRIMARY["classification"] and m.class_name is None for m in metrics):
+        raise NothingToDoError(
+            f"all {len(data.truth)} cases are of one class, so there is no AUC",
+            hint="the test split needs patients of at least two classes",
+        )
+    two = len(data.names) == 2
+    counts = confusion_matrix(data.truth, data.called, labels=range(len(data.names)))
+    evaluation = Evaluation(
+        kind="classification",
+        package=package,
+        dataset=dataset,
+        class_names=data.names,
+        primary=PRIMARY["classification"],
+        metrics=metrics,
+        curves=_curves(data),
+        confusion=ConfusionMatrix(class_names=data.names, counts=tuple(tuple(map(int, row)) for row in counts)),
+        threshold=(0.5 if threshold is None else threshold) if two else None,
+        positive=data.names[data.focus[0]] if two else None,
+        n_patients=len(set(data.patients)),
+        n_cases=len(data.cases),
+    )
+    return evaluation, cases_frame(_cases(data), data.names), _pictures(evaluation, data)
+
+
+def choose_threshold(truth: ArrayLike, probabilities: ArrayLike, *, positive: int = 1) -> float:
+    """The threshold with the highest sensitivity + specificity − 1 (Youden, Cancer 1950), for validation cases.
+
+    `truth` (n,) class indices, `probabilities` (n, 2), or (n,) of the positive class. It lies midway to the next lower
+    probability, so that it does not hang on a single case; 0.5 where one class is missing or nothing beats chance.
+    """
+    score = np.asarray(probabilities, dtype=float)
+    score = score[:, positive] if score.ndim == 2 else score
+    real = np.asarray(truth) == positive
+    if real.all() or not real.any():
+        return 0.5
+    false_rate, true_rate, steps = roc_curve(real, score, drop_intermediate=False)
+    gain = true_rate - false_rate
+    best = int(np.argmax(gain))
+    if gain[best] <= 0:
+        return 0.5
+    below = steps[best + 1] if best + 1 < len(steps) else 0.0
+    return float((steps[best] + below) / 2)
+
+
+def cases_frame(cases: Sequence[ClassificationCase], class_names: Sequence[str]) -> pd.DataFrame:
+    """One row per case and class: patient, case, class_name, truth and predicted (whether it is this class),
+    probability, and brier, the class's squared error."""
+    return pd.DataFrame(
+        [
+            {
+                "patient": case.patient,
+                "case": case.case,
+                "class_name": name,
+                "truth": case.truth == name,
+                "predicted": case.predicted == name,
+                "probability": p,
+                "brier": (p - (case.truth == name)) ** 2,
+            }
+            for case in cases
+            for name, p in zip(class_names, case.probabilities, strict=True)
+        ]
+    )
+
+
+def _checked(
+    patients: Sequence[str],
+    cases: Sequence[str],
+    truth: ArrayLike,
+    probabilities: ArrayLike,
+    class_names: Sequence[str],
+    threshold: float | None,
+    positive: str | None,
+) -> _Data:
+    names, real = tuple(class_names), np.asarray(truth, dtype=np.intp)
+    chances = np.asarray(probabilities, dtype=float)
+    if not len(real):
+        raise NothingToDoError("there is no case to judge", hint="the test split needs at least one labelled patient")
+    if chances.shape != (len(real), len(names)) or not len(real) == len(patients) == len(cases):
+        raise PackageError(f"{len(real)} cases of {len(names)} classes, but probabilities of shape {chances.shape}")
+    if not np.isfinite(chances).all() or (chances < 0).any() or np.abs(chances.sum(1) - 1).max() > 1e-3:
+        raise PackageError("the network's probabilities are not finite, not negative and of sum 1")
+    chances = chances / chances.sum(1, keepdims=True)  # float32 sums of 1.0000001 would leave [0, 1]
+    if real.min() < 0 or real.max() >= len(names):
+        raise LabelError(f"class {int(real.max())} has no name among {len(names)} classes")
+    if len(names) != 2:
+        if threshold is not None:
+            raise RecipeError(f"evaluate.threshold: needs two classes, not {len(names)}", hint="leave it out")
+        called, focus = chances.argmax(1), tuple(range(len(names)))
+    else:
+        if positive is not None and positive not in names:
+            raise RecipeError(f"evaluate.positive: {positive!r} is none of {', '.join(names)}")
+        index = 1 if positive is None else names.index(positive)
+        called = np.where(chances[:, index] >= (0.5 if threshold is None else threshold), index, 1 - index)
+        focus = (index,)
+    return _Data(list(patients), list(cases), real, called, chances, names, focus)
+
+
+# -- figures ----------------------------------------------------------------------------------------------------
+
+
+def _metrics(data: _Data, samples: int, seed: int) -> tuple[MetricSummary, ...]:
+    found = intervals.bootstrap(_statistic(data), data.patients, samples=samples, seed=seed)
+    rows: list[str | None] = [None] if len(data.focus) == 1 else [None, *data.names]
+    labels = [(m, row) for row in rows for m in PER_CLASS] + [(m, None) for m in OVERALL]
+    named = [_named(label, interval) for label, interval in zip(labels, found, strict=True) if interval is not None]
+    return tuple(sorted(named, key=lambda m: m.class_name is not None))
+
+
+def _named(label: tuple[str, str | None], interval: Interval) -> MetricSummary:
+    return MetricSummary(metric=label[0], class_name=label[1], interval=interval)
+
+
+def _statistic(data: _Data) -> Statistic:
+    """All metrics in the order of `_metrics`: the macro mean and the classes (or the positive class), then overall."""
+    size = len(data.names)
+    cell = np.zeros((len(data.truth), size * size))
+    cell[np.arange(len(data.truth)), data.truth * size + data.called] = 1
+    squares = ((data.probabilities - np.eye(size)[data.truth]) ** 2).sum(1)
+    # With two classes the sum counts one error twice; halved, it is the usual Brier score.
+    brier = intervals.weighted_mean((squares / 2 if size == 2 else squares)[:, None])
+    areas = intervals.together(*(intervals.auc(data.truth == k, data.probabilities[:, k]) for k in data.focus))
+    precisions = intervals.together(
+        *(intervals.average_precision(data.truth == k, data.probabilities[:, k]) for k in data.focus)
+    )
+
+    def statistic(weights: Floats) -> Floats:
+        counts = (weights @ cell).reshape(-1, size, size)
+        columns = [areas(weights), precisions(weights), *_rates(counts, data.focus)]
+        table = np.stack(columns, axis=2)  # (resample, class, metric)
+        if len(data.focus) > 1:
+            table = np.concatenate([mean_of_defined(table)[:, None], table], axis=1)
+        return np.concatenate([table.reshape(len(weights), -1), _overall(counts), brier(weights)], axis=1)
+
+    return statistic
+
+
+def _rates(counts: Floats, focus: tuple[int, ...]) -> tuple[Floats, Floats, Floats, Floats]:
+    """Sensitivity, specificity, precision and F1 of the classes in `focus`, (resample, class) each.
+
+    A rate over no case is NaN; the precision and F1 of a class that is never called are 0.
+    """
+    chosen = list(focus)
+    tp = counts[:, chosen, chosen]
+    real, called = counts.sum(2)[:, chosen], counts.sum(1)[:, chosen]
+    everyone = counts.sum((1, 2))[:, None]
+    precision = ratio(tp, called, empty=0.0)
+    return (
+        ratio(tp, real),
+        ratio(everyone - real - called + tp, everyone - real),
+        precision,
+        ratio(2 * tp, real + called),
+    )
+
+
+def _overall(counts: Floats) -> Floats:
+    """Accuracy and balanced accuracy (mean sensitivity of the classes that occur), (resample, 2)."""
+    right = np.diagonal(counts, axis1=1, axis2=2)
+    balanced = mean_of_defined(ratio(right, counts.sum(2))[:, :, None])
+    return np.concatenate([ratio(right.sum(1), counts.sum((1, 2)))[:, None], balanced], axis=1)
+
+
+# -- curves and pictures ----------------------------------------------------------------------------------------
+
+
+def _curves(data: _Data) -> tuple[Curve, ...]:
+    found: list[Curve] = []
+    for index in data.focus:
+        real, score, name = data.truth == index, data.probabilities[:, index], data.names[index]
+        if real.all() or not real.any():
+            continue
+        false_rate, true_rate, _ = roc_curve(real, score)
+        precision, recall, _ = precision_recall_curve(real, score)
+        observed, predicted = calibration_curve(real, score, n_bins=_BINS, strategy="quantile")
+        found += [
+            _curve("roc", name, false_rate, true_rate),
+            _curve("precision-recall", name, recall[::-1], precision[::-1]),
+            _curve("calibration", name, predicted, observed),
+        ]
+    return tuple(found)
+
+
+def _curve(name: CurveName, class_name: str, x: Floats, y: Floats) -> Curve:
+    """At most 400 points, the ends among them."""
+    keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS)).round().astype(int))
+    return Curve(name=name, class_name=class_name, x=tuple(x[keep].tolist()), y=tuple(y[keep].tolist()))
+
+
+def _pictures(evaluation: Evaluation, data: _Data) -> list[Picture]:
+    def values(metric: str) -> dict[str, float]:
+        if evaluation.positive is not None:
+            return {evaluation.positive: evaluation.of(metric).value}
+        return {m.class_name: m.interval.value for m in evaluation.metrics if m.metric == metric and m.class_name}
+
+    def named(name: CurveName) -> list[Curve]:
+        return [c for c in evaluation.curves if c.name == name]
+
+    prevalence = {data.names[k]: float(np.mean(data.truth == k)) for k in data.focus}
+    shown = [
+        pictures.roc(named("roc"), values("auc")),
+        pictures.precision_recall(named("precision-recall"), values("average_precision"), prevalence),
+        pictures.calibration(named("calibration")),
+    ]
+    return [*shown, pictures.confusion(evaluation.confusion)] if evaluation.confusion else shown
+
+
+def _cases(data: _Data) -> list[ClassificationCase]:
+    return [
+        ClassificationCase(p, c, data.names[t], data.names[k], tuple(map(float, chances)))
+        for p, c, t, k, chances in zip(
+            data.patients, data.cases, data.truth, data.called, data.probabilities, strict=True
+        )
+    ]

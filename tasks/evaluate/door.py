@@ -1,0 +1,30 @@
+"""The door of the evaluate room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.evaluation import Comparison
+from models.refs import DatasetRef, EvaluationRef, PackageRef
+from models.registration import Registered
+from tasks.door import door
+from tasks.evaluate import run, summary
+from tasks.stores.house import Stores
+
+
+@door("evaluate", run_name="evaluate {package} on {dataset}", tags=["evaluate", "gpu"], minutes=360)
+def evaluate(stores: Stores, package: PackageRef, dataset: DatasetRef) -> EvaluationRef:
+    """The package on the dataset's frozen test patients."""
+    return run.evaluate_package(stores, package, dataset)
+
+
+@door("compare", run_name="compare {challenger} with {champion}", tags=["evaluate"], minutes=30)
+def compare(stores: Stores, champion: EvaluationRef, challenger: EvaluationRef) -> Comparison:
+    """Paired differences on the same test patients."""
+    return run.compare(stores, champion, challenger)
+
+
+@door("report", run_name="report on {evaluation}", tags=["evaluate"], minutes=30)
+def report(stores: Stores, evaluation: EvaluationRef, champion: EvaluationRef | None, registered: Registered) -> Path:
+    """One self-contained HTML file on what was learnt, how good it is, and what was decided."""
+    return summary.write(stores, evaluation, champion, registered)

@@ -1,0 +1,239 @@
+"""How good segmentations are: per case and class, and over all cases with intervals.
+
+Definitions follow Metrics Reloaded (Maier-Hein et al., Nature Methods 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from models.errors import GeometryError, LabelError, NothingToDoError
+from models.evaluation import (
+    PRIMARY,
+    ClassScores,
+    Evaluation,
+    MetricSummary,
+    Outcome,
+    Picture,
+    SegmentationCase,
+)
+from models.geometry import Geometry, Triple
+from tasks.evaluate import pictures
+from tasks.evaluate.intervals import SAMPLES, mean_intervals, mean_of_defined
+from tasks.evaluate.surfaces import Flat, surface_distances
+
+Labels = NDArray[np.uint8]
+
+METRICS = tuple(f.name for f in fields(ClassScores) if f.name not in ("class_name", "outcome"))
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationSample:
+    """One case to judge. `image` (c, z, y, x) float32 is only for pictures; labels (z, y, x) uint8, background 0."""
+
+    patient: str
+    case: str
+    image: NDArray[np.float32] | None
+    truth: Labels
+    prediction: Labels
+    geometry: Geometry
+
+
+def evaluate_segmentation(
+    samples: Iterable[SegmentationSample],
+    class_names: Sequence[str],
+    *,
+    package: str,
+    dataset: str,
+    surface_tolerance_mm: float = 2.0,
+    bootstrap: int = SAMPLES,
+    seed: int = 0,
+    on_case: Callable[[SegmentationCase], None] | None = None,
+) -> tuple[Evaluation, pd.DataFrame, list[Picture]]:
+    """Judge `samples` one after the other; label i + 1 is `class_names[i]`.
+
+    Returns the evaluation, the per-case table (`cases_frame`) and the pictures. Of each volume only a small crop of
+    one slice is kept. Raises LabelError and GeometryError naming the case, NothingToDoError without one.
+    """
+    names = tuple(class_names)
+    cases: list[SegmentationCase] = []
+    crops: list[pictures.Crop] = []
+    for sample in samples:
+        case = score_sample(sample, names, surface_tolerance_mm)
+        cases.append(case)
+        crops.append(pictures.crop_of(sample.image, sample.truth, sample.prediction, sample.geometry.spacing))
+        if on_case:
+            on_case(case)
+    if not cases:
+        raise NothingToDoError("there is no case to judge", hint="the test split needs at least one labelled patient")
+    evaluation = Evaluation(
+        kind="segmentation",
+        package=package,
+        dataset=dataset,
+        class_names=names,
+        primary=PRIMARY["segmentation"],
+        metrics=summarise(cases, bootstrap=bootstrap, seed=seed),
+        surface_tolerance_mm=surface_tolerance_mm,
+        n_patients=len({c.patient for c in cases}),
+        n_cases=len(cases),
+    )
+    frame = cases_frame(cases)
+    shown = [pictures.overlays(cases, crops, names), pictures.distributions(frame, names, surface_tolerance_mm)]
+    return evaluation, frame, shown
+
+
+def score_sample(sample: SegmentationSample, class_names: Sequence[str], tolerance_mm: float) -> SegmentationCase:
+    """`score_case`, after checking that the sample's grids and labels fit."""
+    if not sample.truth.shape == sample.prediction.shape == sample.geometry.shape:
+        raise GeometryError(
+            f"truth {sample.truth.shape}, prediction {sample.prediction.shape} and grid {sample.geometry.shape} differ",
+            where=sample.case,
+        )
+    highest = int(max(sample.truth.max(), sample.prediction.max()))
+    if highest > len(class_names):
+        raise LabelError(f"label value {highest} has no name among {len(class_names)} classes", where=sample.case)
+    scores, accuracy = score_case(
+        sample.truth,
+        sample.prediction,
+        sample.geometry.spacing,
+        class_names,
+        tolerance_mm,
+        voxel_mm3=sample.geometry.voxel_volume,
+    )
+    return SegmentationCase(sample.patient, sample.case, scores, accuracy)
+
+
+def score_case(
+    truth: Labels,
+    prediction: Labels,
+    spacing: Triple,
+    class_names: Sequence[str],
+    tolerance_mm: float = 2.0,
+    *,
+    voxel_mm3: float | None = None,
+) -> tuple[tuple[ClassScores, ...], float]:
+    """Scores of each class in one case, and the share of voxels with the right label.
+
+    With TP, FP, FN, TN counted over all voxels: Dice = 2TP/(2TP+FP+FN), IoU = TP/(TP+FP+FN), pixel accuracy =
+    (TP+TN)/all. HD95 (mm) and surface Dice as in `surfaces`; volumes in mL, error = prediction − truth, the relative
+    error as a share of the truth.
+
+    | truth | prediction | outcome  | Dice, IoU, surface Dice | HD95                | relative volume error |
+    | yes   | yes        | found    | as defined              | as defined          | as defined            |
+    | yes   | empty      | missed   | 0                       | diagonal of the grid| −1                    |
+    | empty | yes        | invented | 0                       | diagonal of the grid| NaN                   |
+    | empty | empty      | absent   | 1                       | 0                   | NaN                   |
+
+    So a miss costs the worst value instead of dropping out of the mean, and a class rightly left out counts as right.
+    """
+    grid = _Grid.of(truth.shape, spacing, tolerance_mm, voxel_mm3)
+    boxes = _boxes(truth, prediction, len(class_names))
+    scores = tuple(
+        _score_class(name, truth, prediction, index, boxes[index - 1], grid)
+        for index, name in enumerate(class_names, start=1)
+    )
+    return scores, float(np.count_nonzero(truth == prediction) / truth.size)
+
+
+def cases_frame(cases: Iterable[SegmentationCase]) -> pd.DataFrame:
+    """One row per case and class: patient, case, class_name, outcome and the metrics."""
+    rows = [{"patient": c.patient, "case": c.case, **asdict(scores)} for c in cases for scores in c.scores]
+    return pd.DataFrame(rows).astype(dict.fromkeys(METRICS, "float64"))
+
+
+def summarise(
+    cases: Sequence[SegmentationCase], *, bootstrap: int = SAMPLES, seed: int = 0
+) -> tuple[MetricSummary, ...]:
+    """Means over the cases with intervals: first of all classes together (mean over the classes of a case), then each.
+
+    Pixel accuracy of all classes together is the share of voxels with the right label.
+    """
+    patients = [c.patient for c in cases]
+    table = np.array([[[getattr(s, m) for m in METRICS] for s in c.scores] for c in cases])  # (case, class, metric)
+    whole = mean_of_defined(table)
+    whole[:, METRICS.index("pixel_accuracy")] = [c.pixel_accuracy for c in cases]
+    found: list[MetricSummary] = []
+    names = [None, *(s.class_name for s in cases[0].scores)]
+    for name, values in zip(names, [whole, *np.moveaxis(table, 1, 0)], strict=True):
+        intervals = mean_intervals(values, patients, samples=bootstrap, seed=seed)
+        found += [
+            MetricSummary(metric=m, class_name=name, interval=i)
+            for m, i in zip(METRICS, intervals, strict=True)
+            if i is not None
+        ]
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    spacing: Triple
+    tolerance: float
+    voxels: int
+    voxel_ml: float
+    diagonal: float
+    flat: Flat
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], spacing: Triple, tolerance: float, voxel_mm3: float | None) -> _Grid:
+        z, y, x = shape
+        volume = float(np.prod(spacing)) if voxel_mm3 is None else voxel_mm3
+        span = [n * s for n, s in zip(shape, spacing, strict=True) if n > 1]
+        diagonal, flat = float(np.linalg.norm(span)), (z == 1, y == 1, x == 1)
+        return cls(spacing, tolerance, z * y * x, volume / 1000, diagonal, flat)
+
+
+def _score_class(
+    name: str, truth: Labels, prediction: Labels, index: int, box: tuple[slice, ...] | None, grid: _Grid
+) -> ClassScores:
+    if box is None:
+        return _scores(name, "absent", (0, 0, 0), (1.0, 0.0), grid)
+    real, guessed = truth[box] == index, prediction[box] == index
+    both = int(np.count_nonzero(real & guessed))
+    counts = both, int(np.count_nonzero(guessed)) - both, int(np.count_nonzero(real)) - both
+    outcome: Outcome = "missed" if not guessed.any() else "invented" if not real.any() else "found"
+    if outcome != "found":
+        return _scores(name, outcome, counts, (0.0, grid.diagonal), grid)
+    distances = surface_distances(real, guessed, grid.spacing, grid.flat)
+    return _scores(name, outcome, counts, (distances.dice(grid.tolerance), distances.hausdorff(95.0)), grid)
+
+
+def _scores(
+    name: str, outcome: Outcome, counts: tuple[int, int, int], surface: tuple[float, float], grid: _Grid
+) -> ClassScores:
+    """`counts`: true positives, false positives, false negatives; `surface`: surface Dice and HD95."""
+    tp, fp, fn = counts
+    real, guessed = (tp + fn) * grid.voxel_ml, (tp + fp) * grid.voxel_ml
+    empty = outcome == "absent"
+    return ClassScores(
+        class_name=name,
+        outcome=outcome,
+        dice=1.0 if empty else 2 * tp / (2 * tp + fp + fn),
+        iou=1.0 if empty else tp / (tp + fp + fn),
+        pixel_accuracy=1 - (fp + fn) / grid.voxels,
+        surface_dice=surface[0],
+        hd95_mm=surface[1],
+        volume_truth_ml=real,
+        volume_prediction_ml=guessed,
+        volume_error_ml=guessed - real,
+        volume_absolute_error_ml=abs(guessed - real),
+        volume_error_relative=(guessed - real) / real if real else float("nan"),
+    )
+
+
+def _boxes(truth: Labels, prediction: Labels, classes: int) -> list[tuple[slice, ...] | None]:
+    """The joint bounding box of each class, or None where it is in neither."""
+    ours = ndimage.find_objects(truth, max_label=classes)
+    theirs = ndimage.find_objects(prediction, max_label=classes)
+    return [_union(a, b) for a, b in zip(ours, theirs, strict=True)]
+
+
+def _union(a: tuple[slice, ...] | None, b: tuple[slice, ...] | None) -> tuple[slice, ...] | None:
+    if a is None or b is None:
+        return a or b
+    return tuple(slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(a, b, strict=True))

@@ -1,0 +1,1 @@
+"""Headers → series → checks → de-identification → pixels → Zarr, and labels."""

@@ -1,0 +1,146 @@
+"""From a recipe and the catalog to a dataset: an immutable list of (volume, label, split)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select as sql_select
+from sqlalchemy.orm import Session
+
+from models.dataset import Dataset, DatasetRow, SplitName
+from models.errors import NothingToDoError, RecipeError
+from models.pseudonyms import Pseudonymizer
+from models.recipe import LabelClass, Labels, Recipe
+from models.refs import DatasetRef
+from models.volume import Segment
+from tasks.ingest.cases import Case, Exclusion, class_of, join, known_to, seen_classes, select
+from tasks.ingest.splits import place, strata
+from tasks.stores.catalog import Catalog
+from tasks.stores.datasets import DatasetStore
+from tasks.stores.tables import DatasetRecord, LabelRow, VolumeRow
+
+__all__ = ["DatasetBuild", "Exclusion", "build_dataset"]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetBuild:
+    """A dataset, whether it was there before, and what was left out of it with the reason."""
+
+    ref: DatasetRef
+    dataset: Dataset
+    exclusions: tuple[Exclusion, ...]
+    existed: bool
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many volumes were left out, by reason."""
+        return dict(sorted(Counter(exclusion.reason for exclusion in self.exclusions).items()))
+
+
+def build_dataset(recipe: Recipe, catalog: Catalog, store: DatasetStore, pseudonymizer: Pseudonymizer) -> DatasetBuild:
+    """The recipe's images and labels as a dataset. Patients seen for the first time get their split, for good.
+
+    The same catalog gives the same dataset. All or nothing: splits, manifest and row are committed together.
+    Raises NothingToDoError where no case is usable, RecipeError where the recipe does not say which labels.
+    """
+    with catalog.transaction() as session:
+        cases, exclusions = _cases(session, recipe)
+        patients = strata(cases, classification=recipe.kind == "classification")
+        sides = place(catalog, session, patients, recipe.split, pseudonymizer)
+        classes = seen_classes(recipe.labels, [c for c in cases if sides[c.volume.patient] == "train"])
+        cases, unseen = _within(cases, classes)
+        exclusions += unseen
+        rows = tuple(_row(case, sides[case.volume.patient], classes, recipe) for case in cases)
+        dataset = Dataset(recipe.name, recipe.kind, tuple(c.name for c in classes), rows)
+        if not dataset.split("train"):
+            raise _nothing(exclusions, "no case in the training split", recipe.name)
+        existed = session.get(DatasetRecord, dataset.key) is not None
+        ref = store.write(dataset)
+        if not existed:
+            catalog.insert(session, _record(dataset))
+    return DatasetBuild(ref, dataset, tuple(sorted(exclusions, key=lambda e: (e.reason, e.subject))), existed)
+
+
+def _cases(session: Session, recipe: Recipe) -> tuple[list[Case], list[Exclusion]]:
+    meant = session.scalars(sql_select(VolumeRow).where(VolumeRow.modality.in_(recipe.images.modality)))
+    volumes, exclusions = select(recipe.images, meant)
+    if not volumes and not exclusions:
+        raise NothingToDoError(
+            f"the catalog holds no {' or '.join(recipe.images.modality)} volume",
+            where=recipe.name,
+            hint="`nocturne status` says what is there and what was set aside",
+        )
+    cases, unlabelled = join(recipe.labels, volumes, _labels(session, recipe.labels))
+    exclusions += unlabelled
+    if not cases:
+        raise _nothing(exclusions, "no usable case", recipe.name)
+    return cases, exclusions
+
+
+def _labels(session: Session, labels: Labels) -> Sequence[LabelRow]:
+    rows = session.scalars(sql_select(LabelRow).where(LabelRow.source == labels.source)).all()
+    if labels.source != "CSV":
+        return rows
+    names = sorted({row.name for row in rows})
+    wanted = labels.name or (names[0] if len(names) == 1 else None)
+    if wanted is None and names:
+        raise RecipeError(
+            f"labels.name is not given, and there are several label sets: {', '.join(names)}", where="recipe"
+        )
+    return [row for row in rows if row.name == wanted]
+
+
+def _nothing(exclusions: Sequence[Exclusion], what: str, where: str) -> NothingToDoError:
+    counts = Counter(exclusion.reason for exclusion in exclusions)
+    told = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return NothingToDoError(
+        f"{what} among {len(exclusions)} volumes ({told})",
+        where=where,
+        hint="`nocturne status` says which labels are there and what was set aside",
+    )
+
+
+def _within(cases: Sequence[Case], classes: Sequence[LabelClass]) -> tuple[list[Case], list[Exclusion]]:
+    """Without cases that show only what no training case does: a model cannot know it."""
+    kept = [case for case in cases if known_to(classes, case)]
+    gone = [case.volume.volume for case in cases if not known_to(classes, case)]
+    return kept, [Exclusion(volume, "class-not-in-training") for volume in gone]
+
+
+def _row(case: Case, split: SplitName, classes: Sequence[LabelClass], recipe: Recipe) -> DatasetRow:
+    volume = case.volume
+    target = -1
+    if recipe.kind == "classification":
+        found = class_of(Segment(0, case.label.value or ""), classes)
+        target = -1 if found is None else found
+    return DatasetRow(
+        patient=volume.patient,
+        study=volume.study,
+        series=volume.series,
+        volume=volume.volume,
+        label=case.label.label,
+        split=split,
+        target=target,
+        modality=volume.modality,
+        manufacturer=volume.manufacturer,
+        model_name=volume.model_name,
+        shape_z=volume.shape_z,
+        shape_y=volume.shape_y,
+        shape_x=volume.shape_x,
+        spacing_z=volume.spacing_z,
+        spacing_y=volume.spacing_y,
+        spacing_x=volume.spacing_x,
+    )
+
+
+def _record(dataset: Dataset) -> DatasetRecord:
+    counts: Mapping[SplitName, tuple[int, int]] = dataset.counts()
+    return DatasetRecord(
+        dataset=dataset.key,
+        name=dataset.name,
+        kind=dataset.kind,
+        classes=list(dataset.classes),
+        counts={split: list(pair) for split, pair in counts.items()},
+    )

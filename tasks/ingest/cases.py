@@ -1,0 +1,156 @@
+"""Which volumes a recipe means, and the label of each: pure rules over catalog rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from models.recipe import Images, LabelClass, Labels
+from models.volume import Segment
+from tasks.imaging.masks import belongs, classes_from_segments
+from tasks.stores.tables import LabelRow, VolumeRow
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """A volume (by key) that the recipe's modality means, and why it is no case."""
+
+    subject: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A volume, its label, and what the label shows: classes of the recipe, or names where it has none."""
+
+    volume: VolumeRow
+    label: LabelRow
+    shows: frozenset[str]
+
+
+def select(images: Images, volumes: Iterable[VolumeRow]) -> tuple[list[VolumeRow], list[Exclusion]]:
+    """Volumes that meet the recipe's rules, and those that do not."""
+    kept, excluded = [], []
+    for volume in volumes:
+        if reason := images.refusal(volume):
+            excluded.append(Exclusion(volume.volume, reason))
+        else:
+            kept.append(volume)
+    return kept, excluded
+
+
+def join(labels: Labels, volumes: Sequence[VolumeRow], rows: Sequence[LabelRow]) -> tuple[list[Case], list[Exclusion]]:
+    """Each volume with its label: of masks the newest, of a table's classes the narrowest (series, study, patient)."""
+    find = _classes_by_subject(rows) if labels.source == "CSV" else _masks_by_volume(rows)
+    cases, excluded = [], []
+    for volume in volumes:
+        found = [Case(volume, row, shown) for row in find(volume) if (shown := _shown(labels, row)) is not None]
+        if found and not _torn(found):
+            cases.append(found[0])
+        else:
+            excluded.append(Exclusion(volume.volume, _why(found, bool(find(volume)))))
+    current, superseded = _current(cases)
+    return current, excluded + superseded
+
+
+def _why(found: Sequence[Case], labelled: bool) -> str:
+    if found:
+        return "label-in-parts"
+    return "no-matching-class" if labelled else "no-label"
+
+
+def _torn(found: Sequence[Case]) -> bool:
+    """Whether structures are spread over several labels: the newest alone would call the others' background."""
+    return any(case.shows and found[0].shows and not case.shows & found[0].shows for case in found[1:])
+
+
+def _shown(labels: Labels, row: LabelRow) -> frozenset[str] | None:
+    """What a label shows, or None where the recipe means nothing in it. Empty: looked for, and not there."""
+    told = structures(row)
+    if not labels.classes:
+        return frozenset(segment.name for segment, there in told if there) if told else None
+    if row.source == "CSV":
+        meant = class_of(told[0][0], labels.classes)
+        return None if meant is None else frozenset({labels.classes[meant].name})
+    found = [(wanted.name, there) for segment, there in told for wanted in labels.classes if belongs(segment, wanted)]
+    return frozenset(name for name, there in found if there) if found else None
+
+
+def structures(row: LabelRow) -> list[tuple[Segment, bool]]:
+    """What a label speaks of, and whether it is there: a mask's segments, or a table's value as one."""
+    if row.source == "CSV":
+        return [(Segment(0, row.value or ""), True)]
+    return [(Segment(s["number"], s["name"], s["code"]), s["voxels"] > 0) for s in row.segments]
+
+
+def class_of(segment: Segment, classes: Sequence[LabelClass]) -> int | None:
+    """The first class that means a segment or value."""
+    return next((index for index, wanted in enumerate(classes) if belongs(segment, wanted)), None)
+
+
+def _masks_by_volume(rows: Sequence[LabelRow]) -> Callable[[VolumeRow], Sequence[LabelRow]]:
+    found: dict[str, list[LabelRow]] = defaultdict(list)
+    for row in _newest_first(rows):
+        found[row.volume or ""].append(row)
+    return lambda volume: found.get(volume.volume, ())
+
+
+def _classes_by_subject(rows: Sequence[LabelRow]) -> Callable[[VolumeRow], Sequence[LabelRow]]:
+    newest: dict[tuple[str | None, str | None, str | None], LabelRow] = {}
+    for row in _newest_first(rows):
+        subject = (None, None, row.series_uid) if row.series_uid else (None, row.study, None)
+        newest.setdefault(subject if any(subject) else (row.patient, None, None), row)
+
+    def find(volume: VolumeRow) -> Sequence[LabelRow]:
+        subjects = ((None, None, volume.series_uid), (None, volume.study, None), (volume.patient, None, None))
+        return [newest[subject] for subject in subjects if subject in newest][:1]
+
+    return find
+
+
+def _newest_first(rows: Sequence[LabelRow]) -> list[LabelRow]:
+    return sorted(rows, key=lambda row: (row.created_at, row.label), reverse=True)
+
+
+def _current(cases: Sequence[Case]) -> tuple[list[Case], list[Exclusion]]:
+    """Of a series that was received more than once, the last reception that has a label."""
+    last: dict[str, tuple[object, str]] = {}
+    for case in cases:
+        stamp = (case.volume.created_at, case.volume.series)
+        last[case.volume.series_uid] = max(last.get(case.volume.series_uid, stamp), stamp)
+    kept, gone = [], []
+    for case in cases:
+        if case.volume.series == last[case.volume.series_uid][1]:
+            kept.append(case)
+        else:
+            gone.append(Exclusion(case.volume.volume, "superseded"))
+    return kept, gone
+
+
+def seen_classes(labels: Labels, cases: Sequence[Case]) -> tuple[LabelClass, ...]:
+    """The recipe's classes, or what these cases show: by the structures' numbers or the values, then by name."""
+    if labels.classes:
+        return labels.classes
+    seen = [segment for case in cases for segment, there in structures(case.label) if there]
+    # Spellings that differ in case alone are one class, as they are for patterns.
+    spelling: dict[str, str] = {}
+    for name in sorted({segment.name for segment in seen}):
+        spelling.setdefault(name.casefold(), name)
+    seen = [Segment(segment.number, spelling[segment.name.casefold()]) for segment in seen]
+    if labels.source == "CSV":
+        ranked = sorted(spelling.values(), key=_by_number)
+        seen = [Segment(rank, value) for rank, value in enumerate(ranked)]
+    return classes_from_segments([seen])
+
+
+def _by_number(value: str) -> tuple[float, str]:
+    try:
+        return float(value), value
+    except ValueError:
+        return float("inf"), value
+
+
+def known_to(classes: Sequence[LabelClass], case: Case) -> bool:
+    """Whether any of the classes means something in the case's label."""
+    return any(class_of(segment, classes) is not None for segment, _ in structures(case.label))

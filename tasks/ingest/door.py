@@ -1,0 +1,41 @@
+"""The door of the ingest room."""
+
+from __future__ import annotations
+
+from models.recipe import Recipe
+from models.refs import BatchRef, DatasetRef, SeriesRef
+from tasks.door import door
+from tasks.ingest.build import build_dataset
+from tasks.ingest.labels.run import LabelIngestor, LabelOutcome
+from tasks.ingest.run import Ingestor, IngestRules, Outcome, ScanReport
+from tasks.progress import counted
+from tasks.stores.house import Stores
+
+
+@door("scan", run_name="scan {batch}", tags=["ingest"])
+def scan(stores: Stores, batch: BatchRef, rules: IngestRules) -> ScanReport:
+    """Find the series and labels in a batch of places."""
+    return _ingestor(stores, rules).scan(stores.open_batch(batch))
+
+
+@door("ingest series", run_name="ingest series, part {part}", tags=["ingest"], minutes=None)
+def ingest_series(stores: Stores, refs: tuple[SeriesRef, ...], rules: IngestRules, part: int) -> tuple[Outcome, ...]:
+    """Series to volumes; what fails a check is in quarantine afterwards."""
+    return tuple(map(_ingestor(stores, rules).ingest, counted("ingest", refs)))
+
+
+@door("ingest labels", run_name="ingest labels, part {part}", tags=["ingest"], minutes=None)
+def ingest_labels(stores: Stores, refs: tuple[SeriesRef, ...], part: int) -> tuple[LabelOutcome, ...]:
+    """SEG and RTSTRUCT to masks on their images' grids; needs the images first."""
+    reader = LabelIngestor(stores.catalog, stores.vault, stores.volumes, stores.pseudonymizer)
+    return tuple(map(reader.ingest, counted("labels", refs)))
+
+
+@door("build dataset", run_name="build dataset for {recipe.name}", tags=["ingest"], minutes=10)
+def build(stores: Stores, recipe: Recipe) -> DatasetRef:
+    """The recipe's images and labels as an immutable dataset; new patients get their split."""
+    return build_dataset(recipe, stores.catalog, stores.datasets, stores.pseudonymizer).ref
+
+
+def _ingestor(stores: Stores, rules: IngestRules) -> Ingestor:
+    return Ingestor(stores.catalog, stores.vault, stores.volumes, stores.pseudonymizer, rules, workers=stores.workers)

@@ -1,0 +1,137 @@
+"""What ingest writes down of a series: catalog rows under pseudonyms, and identities for the vault alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from models.hashing import content_key
+from models.pseudonyms import Pseudonymizer
+from models.series import ScannedSeries, Source
+from models.volume import Volume
+from tasks.ingest.scan import Problem
+from tasks.ingest.stack import Refused, Slice, Stack
+from tasks.stores.tables import QuarantineRow, VolumeRow
+
+STAGE: Final = "ingest"
+_IDENTITY: Final = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "ReferringPhysicianName",
+    "IssuerOfPatientID",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """A series by its pseudonyms."""
+
+    patient: str
+    study: str
+    series: str
+    modality: str
+
+
+def problem_row(problem: Problem) -> QuarantineRow:
+    """The quarantine entry of a file that belongs to no series, by the digest of its bytes."""
+    subject = problem.digest[:32] if len(problem.digest) == 64 else problem.digest
+    return QuarantineRow(
+        entry=content_key(subject, problem.error.reason),
+        stage=STAGE,
+        subject=subject,
+        reason=problem.error.reason,
+        what=problem.error.what,
+        hint=problem.error.hint or "",
+        instances=1,
+    )
+
+
+def names_of(series: ScannedSeries, pseudonymizer: Pseudonymizer) -> Names:
+    """The pseudonyms under which a series is known."""
+    first = series.instances[0]
+    return Names(
+        # As the de-identifier does: without a Patient ID the study stands for its patient.
+        patient=pseudonymizer.patient(first.patient_id or series.study_uid),
+        study=pseudonymizer.uid(series.study_uid),
+        series=pseudonymizer.uid(series.series_uid),
+        modality=series.modality,
+    )
+
+
+def refused_row(names: Names, refused: Refused, digests: Mapping[Source, str]) -> QuarantineRow:
+    """The quarantine entry of slices that form no image. Its subject is the series' pseudonym: a series that is
+    completed later has other digests, and resolves it.
+    """
+    error, parts = refused.error, sorted({digests[s.header.source] for s in refused.slices})
+    return QuarantineRow(
+        entry=content_key(names.series, error.reason, parts),
+        stage=STAGE,
+        subject=names.series,
+        reason=error.reason,
+        what=error.what,
+        patient=names.patient,
+        study=names.study,
+        modality=names.modality,
+        hint=error.hint or "",
+        instances=len(parts),
+    )
+
+
+def volume_row(volume_key: str, series: str, names: Names, volume: Volume, clean: Any, stack: Stack) -> VolumeRow:
+    """The catalog's row of one volume."""
+    geometry = volume.geometry
+    (z, y, x), (dz, dy, dx) = geometry.shape, geometry.spacing
+    return VolumeRow(
+        volume=volume_key,
+        series=series,
+        series_uid=names.series,
+        study=names.study,
+        patient=names.patient,
+        modality=volume.modality,
+        unit=volume.unit,
+        frame_of_reference=geometry.frame_of_reference,
+        shape_z=z,
+        shape_y=y,
+        shape_x=x,
+        spacing_z=dz,
+        spacing_y=dy,
+        spacing_x=dx,
+        geometry=geometry.to_json(),
+        channels=volume.channels,
+        description=str(clean.get("SeriesDescription") or ""),
+        manufacturer=str(clean.get("Manufacturer") or ""),
+        model_name=str(clean.get("ManufacturerModelName") or ""),
+        slice_thickness=stack.slices[0].plane.thickness,
+        notes=list(volume.notes),
+    )
+
+
+def places_of(slices: Sequence[Slice]) -> dict[str, Any]:
+    """Which instance and frame (from 1, as DICOM counts) each slice came from."""
+    return {
+        "instances": [s.header.sop_uid for s in slices],
+        "frames": [s.plane.frame + 1 for s in slices],
+    }
+
+
+def identities(series: ScannedSeries, dataset: Any, volumes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What sends results home: original identifiers, and per volume its instances in slice order."""
+    first = series.instances[0]
+    return {
+        "study_uid": series.study_uid,
+        "series_uid": series.series_uid,
+        "modality": series.modality,
+        "sop_class": first.sop_class,
+        "frame_of_reference": first.frame_of_reference,
+        "identity": {name: str(dataset.get(name) or "") for name in _IDENTITY},
+        "character_set": str(dataset.get("SpecificCharacterSet") or ""),
+        "volumes": volumes,
+        "sources": {h.sop_uid: [h.source.path, h.source.member] for h in series.instances},
+    }

@@ -1,0 +1,1 @@
+"""The champion on one study."""

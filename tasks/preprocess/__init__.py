@@ -1,0 +1,1 @@
+"""From volumes to the network's input: fingerprint, plan, prepared arrays."""

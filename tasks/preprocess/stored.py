@@ -1,0 +1,119 @@
+"""Plan and prepared arrays from the stores: each is made once per dataset and recipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from models.dataset import Dataset, DatasetRow
+from models.errors import NocturneError, NotFoundError, NothingToDoError
+from models.hashing import content_key
+from models.plan import Plan
+from models.recipe import Recipe
+from models.refs import DatasetRef, PlanRef, PreparedRef
+from tasks.imaging.device import choose_device
+from tasks.preprocess.cluster import compute_client
+from tasks.preprocess.plan import make_plan
+from tasks.preprocess.run import Case, Reading, case_key, fingerprint_dataset, prepare_dataset
+from tasks.stores.house import Stores
+from tasks.stores.tables import PlanRow, QuarantineRow
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+STAGE = "preprocess"
+_SHARE_OF_FREE_MEMORY = 0.75
+
+
+def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef) -> PlanRef:
+    """Look at the training split and plan, unless that was done for this dataset and recipe."""
+    key = content_key("plan", ref.key, recipe.learning_key)
+    if stores.catalog.get(PlanRow, key):
+        return PlanRef.to(key)
+    dataset = stores.datasets.read(ref.key)
+    cases, reading = _cases(stores, dataset.split("train")), _reading(recipe, dataset)
+    with _client(stores, needed=True) as client:
+        seen = fingerprint_dataset(
+            client,
+            cases,
+            reading,
+            _root(stores),
+            dataset=ref.key,
+            modality=Counter(row.modality for row in dataset.rows).most_common(1)[0][0],
+            outliers=recipe.preprocess.outliers,
+            seed=recipe.seed,
+        )
+    _set_aside(stores, seen.failures)
+    memory = stores.locations.memory_gb or psutil.virtual_memory().available / 1e9 * _SHARE_OF_FREE_MEMORY
+    device = choose_device(recipe.train.device)
+    plan = make_plan(recipe, seen.fingerprint, dataset.classes, memory_gb=memory, device=str(device))
+    stores.catalog.add(
+        PlanRow(
+            plan=key,
+            dataset=ref.key,
+            document=plan.model_dump(mode="json"),
+            fingerprint=seen.fingerprint.model_dump(mode="json"),
+        )
+    )
+    return PlanRef.to(key)
+
+
+def prepare_planned(stores: Stores, recipe: Recipe, ref: PlanRef) -> PreparedRef:
+    """Prepare every case of the plan's training and validation splits that is not prepared yet."""
+    row = stores.catalog.get(PlanRow, ref.key)
+    if row is None:
+        raise NotFoundError("no such plan", where=ref.key, hint="run `nocturne retrain` again")
+    plan, dataset = Plan.model_validate(row.document), stores.datasets.read(row.dataset)
+    cases = _cases(stores, [*dataset.split("train"), *dataset.split("validation")])
+    reading = _reading(recipe, dataset)
+    new = sum(not stores.prepared.exists(case_key(case, reading, plan.prepare)) for case in cases)
+    with _client(stores, needed=bool(new)) as client:
+        outcome = prepare_dataset(client, cases, reading, plan.prepare, _root(stores))
+    _set_aside(stores, outcome.failures)
+    if not outcome.done:
+        raise NothingToDoError(
+            f"none of the {len(cases)} cases could be prepared",
+            where=recipe.name,
+            hint="`nocturne status` lists them with their reasons",
+        )
+    return PreparedRef.to(content_key("prepared", sorted(outcome.done.values())))
+
+
+def _cases(stores: Stores, rows: Sequence[DatasetRow]) -> list[Case]:
+    return [Case(stores.locations.volumes, row.volume, row.label, row.target) for row in rows]
+
+
+def _reading(recipe: Recipe, dataset: Dataset) -> Reading:
+    return Reading(recipe.labels.meaning(dataset.classes), recipe.labels.fraction)
+
+
+def _root(stores: Stores) -> Path:
+    return Path(stores.locations.prepared)
+
+
+@contextmanager
+def _client(stores: Stores, *, needed: bool) -> Iterator[Client | None]:
+    """A night with nothing new starts no cluster."""
+    with compute_client(stores.locations.dask_address, stores.workers) if needed else nullcontext() as client:
+        yield client
+
+
+def _set_aside(stores: Stores, failures: Sequence[tuple[Case, NocturneError]]) -> None:
+    stores.catalog.add(
+        *[
+            QuarantineRow(
+                entry=content_key("quarantine", STAGE, case.volume, case.label, error.reason),
+                stage=STAGE,
+                subject=case.volume,
+                reason=error.reason,
+                what=error.what,
+                hint=error.hint or "",
+            )
+            for case, error in failures
+        ]
+    )

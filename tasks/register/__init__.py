@@ -1,0 +1,1 @@
+"""Which version serves: the promotion gate, the audit trail, rollback."""

@@ -1,0 +1,48 @@
+"""The door of the register room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.evaluation import Comparison
+from models.refs import EvaluationRef, PackageRef
+from models.registration import Registered
+from tasks.door import door
+from tasks.register import run
+from tasks.stores.house import Stores
+
+
+@door("champion", run_name="champion of {name}", tags=["register"], minutes=10)
+def champion(stores: Stores, name: str) -> PackageRef | None:
+    """The package that serves, if any."""
+    return run.champion(stores, name)
+
+
+@door("resolve", run_name="resolve {name} {version}", tags=["register"], minutes=10)
+def resolve(stores: Stores, name: str, version: str) -> PackageRef:
+    """The package of a version's number or alias."""
+    return run.resolve(stores, name, version)
+
+
+@door("register", run_name="register {package}", tags=["register"], minutes=30)
+def register(
+    stores: Stores,
+    package: PackageRef,
+    evaluation: EvaluationRef,
+    champion: EvaluationRef | None,
+    comparison: Comparison | None,
+) -> Registered:
+    """Log the package with its lineage and card; promote it, or keep it as challenger with the reason."""
+    return run.register(stores, package, evaluation, champion, comparison)
+
+
+@door(
+    "attach report",
+    run_name="attach report to {registered.name} {registered.version}",
+    tags=["register"],
+    minutes=10,
+    persist=False,
+)
+def attach(stores: Stores, registered: Registered, report: Path) -> None:
+    """Keep the report beside the version in the registry."""
+    stores.registry.attach_report(registered.run_id, report)

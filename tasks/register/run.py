@@ -1,0 +1,72 @@
+"""Registering from the stores: the package, its evaluation and the champion's, read by reference."""
+
+from __future__ import annotations
+
+from models.errors import NotFoundError
+from models.evaluation import Comparison
+from models.refs import EvaluationRef, PackageRef
+from models.registration import Registered
+from tasks.register import promotion
+from tasks.register.card import model_card
+from tasks.stores.house import Stores
+from tasks.stores.packages import read_description
+from tasks.stores.registry import RegisteredVersion
+
+
+def champion(stores: Stores, name: str) -> PackageRef | None:
+    """The package that serves, if any."""
+    version = promotion.serving(stores.registry, stores.catalog, name)
+    return PackageRef.to(version.package) if version and version.package else None
+
+
+def resolve(stores: Stores, name: str, which: str) -> PackageRef:
+    """The package of a version's number, or of the champion or challenger. Raises NotFoundError."""
+    version: RegisteredVersion | None
+    if which == "champion":
+        version = promotion.serving(stores.registry, stores.catalog, name)
+    elif which == "challenger":
+        version = stores.registry.challenger(name)
+    else:
+        version = stores.registry.version(name, which)
+    if version is None or not version.package:
+        known = ", ".join(stores.registry.names()) or "none yet"
+        raise NotFoundError(
+            f"no {which} of this model" if which in ("champion", "challenger") else f"no version {which}",
+            where=name,
+            hint=f"registered models: {known}; see `nocturne models show {name}`",
+        )
+    return PackageRef.to(version.package)
+
+
+def register(
+    stores: Stores,
+    package: PackageRef,
+    evaluation: EvaluationRef,
+    champion_evaluation: EvaluationRef | None,
+    comparison: Comparison | None,
+) -> Registered:
+    """Log the package with its card, decide, and move the alias; again, it finds the same decision."""
+    folder = stores.packages.local(package.key)
+    described, judged = read_description(folder), stores.evaluations.read(evaluation.key)
+    dataset = stores.datasets.read(described.dataset)
+    before = stores.evaluations.read(champion_evaluation.key) if champion_evaluation else None
+    done = promotion.register(
+        stores.registry,
+        stores.catalog,
+        described,
+        folder,
+        judged,
+        champion=before,
+        comparison=comparison,
+        card=model_card(described, judged, dataset, comparison=comparison),
+    )
+    return Registered(
+        name=done.version.name,
+        version=done.version.version,
+        package=package,
+        action=done.decision.action,
+        reasons=done.decision.reasons,
+        page=done.version.page,
+        run_page=done.version.run_page,
+        run_id=done.version.run_id,
+    )

@@ -1,0 +1,1 @@
+"""Where things lie: places (folders and object stores), catalog and vault (SQL), volumes (Zarr), registry (MLflow)."""

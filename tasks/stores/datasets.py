@@ -1,0 +1,66 @@
+"""Dataset manifests: a Parquet file of rows and a JSON file of what they mean, published together under their hash."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from models import schemas
+from models.dataset import Dataset, DatasetRow
+from models.errors import IntegrityError
+from models.refs import DatasetRef
+from tasks.stores.places import Place, open_place
+
+ROWS = "rows.parquet"
+HEADER = "dataset.json"
+_COLUMNS = [field.name for field in fields(DatasetRow)]
+
+
+class DatasetStore:
+    """Datasets by content hash, in a folder or an object store."""
+
+    def __init__(self, url: str, *, scratch: Path | None = None) -> None:
+        self.place: Place = open_place(url, scratch=scratch)
+
+    def write(self, dataset: Dataset) -> DatasetRef:
+        """Publish a manifest; one that is there already is kept. Raises SchemaError for rows that break the schema."""
+        key = dataset.key
+        if not self.place.exists(key):
+            frame = _checked(pd.DataFrame([asdict(row) for row in dataset.rows], columns=_COLUMNS), key)
+            header = {"name": dataset.name, "kind": dataset.kind, "classes": list(dataset.classes)}
+            with self.place.staging() as folder:
+                frame.to_parquet(folder / ROWS, index=False)
+                (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+                self.place.publish(folder, key)
+        return DatasetRef.to(key)
+
+    def read(self, key: str) -> Dataset:
+        """The dataset. Raises NotFoundError; IntegrityError where what is stored is not what was published."""
+        folder = self.place.local(key)
+        try:
+            header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+            frame = pd.read_parquet(folder / ROWS, columns=_COLUMNS)
+            records: list[dict[str, Any]] = frame.to_dict(orient="records")  # type: ignore[assignment]
+            rows = tuple(DatasetRow(**record) for record in records)
+            dataset = Dataset(header["name"], header["kind"], tuple(header["classes"]), rows)
+            whole = dataset.key == key
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(key, f"cannot be read ({type(error).__name__})") from error
+        if not whole:
+            raise _damaged(key, "does not match its hash")
+        _checked(frame, key)
+        return dataset
+
+
+def _checked(frame: pd.DataFrame, key: str) -> pd.DataFrame:
+    return schemas.check(frame, schemas.DATASET, where=key)
+
+
+def _damaged(key: str, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"its manifest {what}", where=key, hint="remove its folder and run `nocturne dataset build` again"
+    )

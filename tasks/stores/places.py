@@ -1,0 +1,294 @@
+"""A place holds named folders of files: a local folder, or any object store that fsspec reaches.
+
+Things are written under `.staging`, synced, and published whole under their key; a reader never sees half a thing,
+and a killed writer leaves only what `sweep` removes. Publishing a key that is there already keeps the first: keys
+are content, so both are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from models.errors import IntegrityError, NotFoundError, ServiceUnavailableError, SettingsError
+
+STAGING = ".staging"
+_CACHE = ".cache"
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SYNCING = 8
+_FETCHING = tuple(threading.Lock() for _ in range(64))
+
+
+class Place(ABC):
+    """Folders by content key. Use `open_place(url)`."""
+
+    url: str
+    _scratch: Path
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A new local folder to write into; whatever was not published is removed at the end."""
+        folder = self._scratch / STAGING / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @abstractmethod
+    def publish(self, staged: Path, key: str) -> None:
+        """Make the staged folder visible under `key`, durably and at once."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether `key` is published."""
+
+    @abstractmethod
+    def local(self, key: str) -> Path:
+        """A local folder with the content of `key` (fetched where the place is remote). Raises NotFoundError."""
+
+    @abstractmethod
+    def location(self, key: str) -> str:
+        """Where `key` lies: a path or a URL, for people and for libraries that open URLs."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Delete `key` if it is there."""
+
+    @abstractmethod
+    def keys(self) -> Iterator[str]:
+        """All published keys."""
+
+    def sweep(self, known: Container[str], *, older_than_seconds: float = 24 * 3600) -> list[str]:
+        """Remove what no catalog row knows and staging that was left behind; returns what went.
+
+        Only what is older than `older_than_seconds`: a writer may just be about to insert its row.
+        """
+        gone = []
+        for folder in (self._scratch / STAGING).glob("*"):
+            if _age(folder) > older_than_seconds:
+                shutil.rmtree(folder, ignore_errors=True)
+                gone.append(f"{STAGING}/{folder.name}")
+        for key in list(self.keys()):
+            if key not in known and self._age(key) > older_than_seconds:
+                self.remove(key)
+                gone.append(key)
+        return gone
+
+    @abstractmethod
+    def _age(self, key: str) -> float: ...
+
+
+def open_place(url: str, *, scratch: Path | None = None) -> Place:
+    """The place at `url`: a path, or an fsspec URL (`s3://bucket/prefix`). `scratch` stages for remote places."""
+    if "::" in url:
+        raise SettingsError("chained URLs are refused", where="place", hint="name one folder or one fsspec URL")
+    if "://" in url and not url.startswith("file://"):
+        return RemotePlace(url, scratch or Path.home() / ".cache" / "nocturne")
+    return LocalPlace(Path(url.removeprefix("file://")))
+
+
+class LocalPlace(Place):
+    """A folder. Keys are spread over 256 subfolders so that none grows too wide."""
+
+    def __init__(self, root: Path) -> None:
+        self._scratch = self._root = root.absolute()
+        self.url = str(self._root)
+        self._root.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._root / _sound(key)[:2] / key
+
+    def publish(self, staged: Path, key: str) -> None:
+        target = self._path(key)
+        sync_tree(staged)
+        target.parent.mkdir(exist_ok=True)
+        try:
+            staged.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            return
+        sync_folder(target.parent)
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_dir()
+
+    def local(self, key: str) -> Path:
+        path = self._path(key)
+        if not path.is_dir():
+            raise NotFoundError("is not in the store", where=key, hint="`nocturne doctor` compares catalog and stores")
+        return path
+
+    def location(self, key: str) -> str:
+        return str(self._path(key))
+
+    def remove(self, key: str) -> None:
+        path = self._path(key)
+        if path.is_dir():
+            doomed = self._root / STAGING / uuid.uuid4().hex
+            doomed.parent.mkdir(exist_ok=True)
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def keys(self) -> Iterator[str]:
+        for fan in sorted(self._root.iterdir()):
+            if fan.is_dir() and not fan.name.startswith("."):
+                yield from sorted(entry.name for entry in fan.iterdir() if entry.is_dir())
+
+    def _age(self, key: str) -> float:
+        return _age(self._path(key))
+
+
+class RemotePlace(Place):
+    """An object store. A marker object, written last, publishes; readers look for it first."""
+
+    _MARKER = ".published"
+
+    def __init__(self, url: str, scratch: Path) -> None:
+        import fsspec
+
+        self.url = url.rstrip("/")
+        self._scratch = scratch / uuid.uuid5(uuid.NAMESPACE_URL, self.url).hex
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._fs: Any
+        try:
+            # No listing is remembered: another machine may publish at any time.
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            raise SettingsError(f"no such kind of object store: {error}", where="place") from None
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{_sound(key)[:2]}/{key}"
+
+    def _cached(self, key: str) -> Path:
+        return self._scratch / _CACHE / _sound(key)
+
+    def publish(self, staged: Path, key: str) -> None:
+        if self.exists(key):
+            return
+        files = [p for p in staged.rglob("*") if p.is_file()]
+        with _reaching(self.url):
+            for file in files:
+                self._fs.put_file(str(file), f"{self._path(key)}/{file.relative_to(staged).as_posix()}")
+            self._fs.pipe_file(f"{self._path(key)}/{self._MARKER}", str(len(files)).encode())
+
+    def exists(self, key: str) -> bool:
+        with _reaching(self.url):
+            return bool(self._fs.exists(f"{self._path(key)}/{self._MARKER}"))
+
+    def local(self, key: str) -> Path:
+        cached = self._cached(key)
+        if not cached.is_dir():
+            # Threads that want the same key fetch it once.
+            with _FETCHING[uuid.uuid5(uuid.NAMESPACE_OID, key).int % len(_FETCHING)]:
+                if not cached.is_dir():
+                    self._fetch(key, cached)
+        return cached
+
+    def _fetch(self, key: str, cached: Path) -> None:
+        if not self.exists(key):
+            raise NotFoundError("is not in the store", where=key, hint="`nocturne doctor` compares catalog and stores")
+        with self.staging() as folder, _reaching(self.url):
+            self._fs.get(f"{self._path(key)}/", str(folder), recursive=True)
+            marker = folder / self._MARKER
+            expected = marker.read_text()
+            marker.unlink()
+            if str(sum(p.is_file() for p in folder.rglob("*"))) != expected:
+                raise IntegrityError("some of its files are missing in the object store", where=key)
+            cached.parent.mkdir(exist_ok=True)
+            try:
+                folder.rename(cached)
+            except OSError:  # another process was faster
+                if not cached.is_dir():
+                    raise
+
+    def location(self, key: str) -> str:
+        return f"{self.url}/{_sound(key)[:2]}/{key}"
+
+    def remove(self, key: str) -> None:
+        shutil.rmtree(self._cached(key), ignore_errors=True)
+        with _reaching(self.url):
+            if self.exists(key):
+                self._fs.rm_file(f"{self._path(key)}/{self._MARKER}")  # first: half a thing must not be seen
+            if self._fs.exists(self._path(key)):
+                self._fs.rm(self._path(key), recursive=True)
+
+    def keys(self) -> Iterator[str]:
+        with _reaching(self.url):
+            found = self._fs.glob(f"{self._root}/*/*/{self._MARKER}")
+        yield from sorted(path.rsplit("/", 2)[1] for path in found)
+
+    def _age(self, key: str) -> float:
+        with _reaching(self.url):
+            info = self._fs.info(f"{self._path(key)}/{self._MARKER}")
+        stamp = info.get("LastModified") or info.get("created") or info.get("mtime")
+        return time.time() - (stamp.timestamp() if hasattr(stamp, "timestamp") else float(stamp or 0))
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, TimeoutError) as error:
+        raise ServiceUnavailableError("the object store does not answer", where=url) from error
+
+
+def _sound(key: str) -> str:
+    """`key`, if it is one: nothing that climbs out of the place, nothing that an object store expands."""
+    if not _KEY.fullmatch(key):
+        raise NotFoundError(f"{key!r} is no key")
+    return key
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync every file and folder below, so that a rename afterwards publishes whole content."""
+    paths = [Path(parent, name) for parent, _, files in os.walk(folder) for name in (*files, "")]
+    # At once: the file system then commits its journal once for all of them, not once for each.
+    with ThreadPoolExecutor(_SYNCING) as pool:
+        list(pool.map(_fsync, paths))
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder's entries."""
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write one file whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)

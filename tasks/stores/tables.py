@@ -1,0 +1,242 @@
+"""The catalog's and the vault's tables. Every identifier but the vault's ciphertext is a pseudonym or a content key."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, LargeBinary, MetaData, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+
+class _Utc(TypeDecorator[datetime]):
+    """In UTC, and aware of it, on every database: SQLite forgets the zone, PostgreSQL answers in its own."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def now() -> datetime:
+    """The present, in UTC."""
+    return datetime.now(UTC)
+
+
+class Base(MappedAsDataclass, DeclarativeBase, kw_only=True):
+    """Rows are dataclasses; names of constraints are stable so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar = {
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+        datetime: _Utc,
+        bytes: LargeBinary,
+        str: String,
+    }
+
+
+class StudyRow(Base):
+    """A study that has been seen."""
+
+    __tablename__ = "studies"
+    study: Mapped[str] = mapped_column(primary_key=True)  # pseudonymous Study Instance UID
+    patient: Mapped[str] = mapped_column(index=True)
+    study_date: Mapped[str] = mapped_column(default="")  # YYYYMMDD, shifted
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class SeriesRow(Base):
+    """A series whose instances were ingested: one row per set of instances."""
+
+    __tablename__ = "series"
+    series: Mapped[str] = mapped_column(primary_key=True)  # content key of (series UID, instance digests)
+    series_uid: Mapped[str] = mapped_column(index=True)  # pseudonymous
+    study: Mapped[str] = mapped_column(ForeignKey("studies.study"), index=True)
+    patient: Mapped[str] = mapped_column(index=True)
+    modality: Mapped[str]
+    description: Mapped[str] = mapped_column(default="")
+    instances: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class VolumeRow(Base):
+    """A volume in the volume store."""
+
+    __tablename__ = "volumes"
+    volume: Mapped[str] = mapped_column(primary_key=True)
+    series: Mapped[str] = mapped_column(ForeignKey("series.series"), index=True)
+    series_uid: Mapped[str] = mapped_column(index=True)
+    study: Mapped[str] = mapped_column(ForeignKey("studies.study"), index=True)
+    patient: Mapped[str] = mapped_column(index=True)
+    modality: Mapped[str] = mapped_column(index=True)
+    unit: Mapped[str]
+    frame_of_reference: Mapped[str | None] = mapped_column(index=True)
+    shape_z: Mapped[int]
+    shape_y: Mapped[int]
+    shape_x: Mapped[int]
+    spacing_z: Mapped[float]
+    spacing_y: Mapped[float]
+    spacing_x: Mapped[float]
+    geometry: Mapped[dict[str, Any]]  # models.geometry.Geometry.to_json
+    channels: Mapped[int] = mapped_column(default=1)
+    description: Mapped[str] = mapped_column(default="")
+    manufacturer: Mapped[str] = mapped_column(default="")
+    model_name: Mapped[str] = mapped_column(default="")
+    slice_thickness: Mapped[float | None] = mapped_column(default=None)
+    notes: Mapped[list[Any]] = mapped_column(default_factory=list)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class LabelRow(Base):
+    """The truth about a volume, a study or a patient: a mask in the volume store, or a class."""
+
+    __tablename__ = "labels"
+    label: Mapped[str] = mapped_column(primary_key=True)
+    patient: Mapped[str] = mapped_column(index=True)
+    source: Mapped[str]  # SEG, RTSTRUCT, NIfTI, CSV
+    study: Mapped[str | None] = mapped_column(default=None, index=True)
+    series_uid: Mapped[str | None] = mapped_column(default=None)  # CSV: the image series it names
+    volume: Mapped[str | None] = mapped_column(ForeignKey("volumes.volume"), default=None, index=True)
+    name: Mapped[str] = mapped_column(default="", index=True)  # the label set of a CSV
+    value: Mapped[str | None] = mapped_column(default=None)  # CSV: the class
+    segments: Mapped[list[Any]] = mapped_column(default_factory=list)  # masks: number, name, code, voxels
+    source_digest: Mapped[str] = mapped_column(default="", index=True)  # of the file it was read from
+    notes: Mapped[list[Any]] = mapped_column(default_factory=list)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class QuarantineRow(Base):
+    """Something set aside, with its reason. Resolved when the same subject is ingested after all."""
+
+    __tablename__ = "quarantine"
+    entry: Mapped[str] = mapped_column(primary_key=True)  # content key of (subject, reason, digests)
+    stage: Mapped[str]
+    subject: Mapped[str] = mapped_column(index=True)  # series key, label key or file digest
+    reason: Mapped[str] = mapped_column(index=True)
+    what: Mapped[str]
+    patient: Mapped[str | None] = mapped_column(default=None)
+    study: Mapped[str | None] = mapped_column(default=None)
+    modality: Mapped[str] = mapped_column(default="")
+    hint: Mapped[str] = mapped_column(default="")
+    instances: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+    resolved_at: Mapped[datetime | None] = mapped_column(default=None)
+
+
+class SplitRow(Base):
+    """The side a patient is on, for good."""
+
+    __tablename__ = "splits"
+    patient: Mapped[str] = mapped_column(primary_key=True)
+    split: Mapped[str]
+    stratum: Mapped[str]
+    origin: Mapped[str]  # drawn, imported
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class DatasetRecord(Base):
+    """A dataset manifest in the dataset store."""
+
+    __tablename__ = "datasets"
+    dataset: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(index=True)
+    kind: Mapped[str]
+    classes: Mapped[list[Any]]
+    counts: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class PlanRow(Base):
+    """A plan and the fingerprint it was made from."""
+
+    __tablename__ = "plans"
+    plan: Mapped[str] = mapped_column(primary_key=True)  # content key of (dataset, recipe)
+    dataset: Mapped[str] = mapped_column(ForeignKey("datasets.dataset"), index=True)
+    document: Mapped[dict[str, Any]]
+    fingerprint: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class PackageRow(Base):
+    """A model package in the package store."""
+
+    __tablename__ = "packages"
+    package: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(index=True)  # the recipe's
+    dataset: Mapped[str] = mapped_column(ForeignKey("datasets.dataset"), index=True)
+    weights_sha256: Mapped[str]
+    version: Mapped[str | None] = mapped_column(default=None)  # in the registry
+    run: Mapped[str | None] = mapped_column(default=None)  # MLflow's run
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class EvaluationRow(Base):
+    """One package judged on one dataset's test split."""
+
+    __tablename__ = "evaluations"
+    evaluation: Mapped[str] = mapped_column(primary_key=True)
+    package: Mapped[str] = mapped_column(ForeignKey("packages.package"), index=True)
+    dataset: Mapped[str] = mapped_column(ForeignKey("datasets.dataset"), index=True)
+    metric: Mapped[str]
+    value: Mapped[float]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class DecisionRow(Base):
+    """Who or what moved an alias, or why it stayed: the audit trail. Never changed, never deleted."""
+
+    __tablename__ = "decisions"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True, init=False)
+    name: Mapped[str] = mapped_column(index=True)
+    action: Mapped[str]  # promoted, kept, rolled-back, retired, lost
+    package: Mapped[str] = mapped_column(index=True)
+    version: Mapped[str]
+    before: Mapped[str | None] = mapped_column(default=None)  # the champion's version until then
+    evaluation: Mapped[str | None] = mapped_column(default=None)
+    reasons: Mapped[list[Any]] = mapped_column(default_factory=list)
+    figures: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
+    who: Mapped[str] = mapped_column(default="nocturne")
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class PredictionRow(Base):
+    """What a package said of a volume."""
+
+    __tablename__ = "predictions"
+    prediction: Mapped[str] = mapped_column(primary_key=True)
+    package: Mapped[str] = mapped_column(ForeignKey("packages.package"), index=True)
+    volume: Mapped[str] = mapped_column(ForeignKey("volumes.volume"), index=True)
+    result: Mapped[dict[str, Any]]  # measurements and confidence, per class
+    seconds: Mapped[float] = mapped_column(default=0.0)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class VaultRow(Base):
+    """One sealed record. Nothing here is readable without the vault's key."""
+
+    __tablename__ = "vault"
+    __table_args__ = (UniqueConstraint("kind", "key"), Index("ix_vault_kind_created_at", "kind", "created_at"))
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True, init=False)
+    kind: Mapped[str]
+    key: Mapped[str]
+    key_id: Mapped[str]  # which vault key sealed it
+    nonce: Mapped[bytes]
+    sealed: Mapped[bytes]
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)

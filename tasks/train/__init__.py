@@ -1,0 +1,1 @@
+"""From prepared arrays to a model package."""

@@ -1,0 +1,15 @@
+"""The door of the train room."""
+
+from __future__ import annotations
+
+from models.recipe import Recipe
+from models.refs import PackageRef, PlanRef, PreparedRef
+from tasks.door import door
+from tasks.stores.house import Stores
+from tasks.train.stored import train_package
+
+
+@door("train", run_name="train {recipe.name} by plan {plan}", tags=["train", "gpu"], minutes=24 * 60)
+def train(stores: Stores, recipe: Recipe, plan: PlanRef, prepared: PreparedRef) -> PackageRef:
+    """Learn by the plan from the prepared cases; goes on from the newest checkpoint. Needs `prepared` done."""
+    return train_package(stores, recipe, plan)

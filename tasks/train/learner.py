@@ -1,0 +1,215 @@
+"""The network while it learns: weights, their running average, the optimiser, and where the training stands."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.networks import build
+from models.plan import Plan, TrainPlan
+from tasks.imaging.device import autocast
+from tasks.train.augment import augmented
+from tasks.train.checkpoint import (
+    Checkpoint,
+    flatten_optimiser,
+    random_states,
+    restore_optimiser,
+    restore_random_states,
+)
+from tasks.train.execution import Execution, choose_execution
+from tasks.train.objective import objective_for
+from tasks.train.patches import Batch
+
+
+@dataclass
+class Position:
+    """Where the training stands: plain values, all of them in the checkpoint."""
+
+    batch_size: int
+    step: int = 0
+    seconds: float = 0.0
+    validated: int = 0  # turns of validation that are over
+    validated_at: float = 0.0  # seconds
+    best_metric: float | None = None
+    best_step: int = 0
+    without_progress: int = 0
+    not_finite: int = 0  # steps in a row
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    stopped_by: str | None = None
+    history: list[list[float]] = field(default_factory=list)  # [step, loss, metric, seconds that judging took]
+    notes: list[str] = field(default_factory=list)
+
+
+class Learner:
+    """One training's moving parts. `average` holds the averaged weights, which are validated and packaged."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        self.plan, self.device = plan, device
+        torch.manual_seed(plan.seed)
+        self.network = build(plan.network).to(device).train()
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.best: dict[str, Tensor] = {}
+        self.optimiser = make_optimiser(self.network, plan.train)
+        self.objective = objective_for(plan, device)
+        self.position = Position(plan.train.batch_size)
+        self.execution: Execution | None = None
+        self._runner: nn.Module = self.network
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are learnt."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    def settle(self, batch: Batch) -> None:
+        """Decide how steps are carried out, by trying `batch`. A resumed training keeps what was decided."""
+        if self.execution is None:
+            images, targets = self._on_device(batch)
+            chosen, note = choose_execution(self.network, self.objective, images, targets, self.plan.train)
+            self.position.notes.append(note)
+            self._carry_out(chosen)
+
+    def _carry_out(self, execution: Execution) -> None:
+        self.execution = execution
+        execution.lay_out(self.network)
+        execution.lay_out(self.average)
+        self._runner = torch.compile(self.network) if execution.compiled else self.network  # type: ignore[assignment]
+
+    def step(self, batch: Batch, progress: float) -> float | None:
+        """One update at `progress` (0–1) of the budget. Returns the loss, or None where it was not finite."""
+        assert self.execution is not None  # noqa: S101 - settled before the first step
+        train, position = self.plan.train, self.position
+        images, targets = self._on_device(batch)
+        images, targets = self._augmented(images, targets)
+        for group in self.optimiser.param_groups:
+            group["lr"] = train.learning_rate * rate(progress, train)
+        self.optimiser.zero_grad(set_to_none=True)
+        with autocast(self.device, self.execution.precision):
+            logits = self._runner(self.execution.lay_out_images(images))
+        loss = self.objective(logits, targets)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.clip)
+        value = float(loss.detach())
+        position.step += 1
+        if not math.isfinite(value) or not math.isfinite(float(norm)):
+            return None
+        self.optimiser.step()
+        self._follow()
+        return value
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images = batch.images.to(self.device, non_blocking=True).float()
+        targets = batch.targets.to(self.device, non_blocking=True)
+        if self.plan.network.dimensions == 2:
+            # A 2-D network sees the one slice that a patch or an image has.
+            images = images[:, :, 0]
+            targets = targets[:, 0] if targets.ndim == 4 else targets
+        return images, targets
+
+    def _augmented(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        plan = self.plan
+        changed, masks = augmented(
+            images,
+            targets if targets.ndim > 1 else None,
+            plan.train.augment,
+            plan.train.flip_axes,
+            # The step's own seed: augmentation needs no generator to be carried over to a resumed run.
+            seed=(plan.seed * 1_000_003 + self.position.step) % 2**63,
+            spacing=plan.prepare.spacing or (1.0, 1.0, 1.0),
+            in_plane=plan.prepare.anisotropic,
+        )
+        return changed, targets if masks is None else masks
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Let the average follow; slower from step to step up to the plan's decay."""
+        decay = min(self.plan.train.ema, (1 + self.position.step) / (10 + self.position.step))
+        for kept, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            kept.lerp_(new, 1 - decay)
+        for held, current in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            held.copy_(current)
+
+    def halve(self) -> bool:
+        """Go on with half the batch; False where it is 1 already."""
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.position.batch_size == 1:
+            return False
+        self.position.batch_size //= 2
+        self.position.notes.append(
+            f"out of memory at step {self.position.step}: batch halved to {self.position.batch_size}"
+        )
+        return True
+
+    def keep_as_best(self, metric: float) -> None:
+        """Remember the averaged weights as the best so far."""
+        self.position.best_metric, self.position.best_step = metric, self.position.step
+        self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.average.state_dict().items()}
+
+    def final(self) -> nn.Module:
+        """The averaged network with the best weights (the last ones where nothing was validated), to evaluate."""
+        if self.best:
+            self.average.load_state_dict(self.best)
+        return self.average
+
+    def checkpoint(self) -> Checkpoint:
+        """All that `restore` needs."""
+        generators, values = random_states()
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "best": self.best,
+            "optimiser": flatten_optimiser(self.optimiser),
+            "random": generators,
+        }
+        tensors = {f"{group}:{name}": t for group, members in groups.items() for name, t in members.items()}
+        execution = asdict(self.execution) if self.execution else None
+        return Checkpoint(
+            self.position.step, tensors, {"position": asdict(self.position), "execution": execution, "random": values}
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up where `checkpoint` stood."""
+        groups: dict[str, dict[str, Tensor]] = {"best": {}, "optimiser": {}}
+        for path, tensor in checkpoint.tensors.items():
+            group, name = path.split(":", 1)
+            groups.setdefault(group, {})[name] = tensor
+        values: Mapping[str, Any] = checkpoint.values
+        self.position = Position(**values["position"])
+        if values["execution"] is not None:
+            self._carry_out(Execution(**values["execution"]))
+        self.network.load_state_dict(groups["network"])
+        self.average.load_state_dict(groups["average"])
+        self.best = groups["best"]
+        restore_optimiser(self.optimiser, groups["optimiser"])
+        restore_random_states(groups["random"], values["random"])
+
+
+def make_optimiser(network: nn.Module, train: TrainPlan) -> torch.optim.Optimizer:
+    """SGD as nnU-Net's (Nesterov, momentum 0.99), or AdamW; norms and biases do not decay."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": train.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if train.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=train.learning_rate, momentum=0.99, nesterov=True)
+    return torch.optim.AdamW(groups, lr=train.learning_rate)
+
+
+def rate(progress: float, train: TrainPlan) -> float:
+    """Share of the learning rate at `progress` (0–1): a linear warm-up, then the schedule over what is left."""
+    if progress < train.warmup:
+        return max(progress / train.warmup, 0.01)
+    left = 1 - min(1.0, (progress - train.warmup) / (1 - train.warmup))
+    if train.schedule == "poly":
+        return float(left**0.9)
+    return 1.0 if train.schedule == "constant" else 0.5 * (1 - math.cos(math.pi * left))

@@ -1,0 +1,229 @@
+"""Batches straight from prepared cases. What a batch holds depends on (seed, step, batch size) alone.
+
+So the loader's position, on resuming, is the step's number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.plan import IntTriple
+
+_SMALL = 256 * 1024  # bytes: images up to this size are kept in memory
+_OPEN = 4096  # cases kept open
+
+
+class Case(Protocol):
+    """A prepared case, as the prepared store opens it."""
+
+    @property
+    def image(self) -> NDArray[Any]:
+        """(c, z, y, x) float16 or float32."""
+        ...
+
+    @property
+    def mask(self) -> NDArray[np.uint8] | None:
+        """(z, y, x): 0 background, class index + 1."""
+        ...
+
+    @property
+    def locations(self) -> Mapping[int, NDArray[Any]]:
+        """Class value → (n, 3) voxels (z, y, x) of it."""
+        ...
+
+
+class Opener(Protocol):
+    """What of the prepared store training needs."""
+
+    def open(self, key: str) -> Case:
+        """The case of `key`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Copied:
+    image: NDArray[Any]
+    mask: NDArray[np.uint8] | None
+    locations: Mapping[int, NDArray[Any]]
+
+
+class Cases:
+    """Prepared cases by position; the recently used stay open, small ones in memory."""
+
+    def __init__(self, store: Opener, keys: Sequence[str]) -> None:
+        self._store, self._keys = store, tuple(keys)
+        self._open: OrderedDict[int, Case] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Case:
+        with self._lock:
+            if index in self._open:
+                self._open.move_to_end(index)
+                return self._open[index]
+        case = self._store.open(self._keys[index])
+        if case.mask is None and case.image.nbytes <= _SMALL:
+            case = _Copied(np.array(case.image), None, {})
+        with self._lock:
+            self._open[index] = case
+            if len(self._open) > _OPEN:
+                self._open.popitem(last=False)
+        return case
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`images` (b, c, z, y, x) float16 or float32; `targets` (b, z, y, x) uint8 masks or (b,) int64 classes."""
+
+    images: Tensor
+    targets: Tensor
+
+    def pinned(self) -> Batch:
+        """In page-locked memory, from where a GPU fetches it while it computes."""
+        return Batch(self.images.pin_memory(), self.targets.pin_memory())
+
+
+class Sampler(Protocol):
+    """Draws the batch of a step."""
+
+    def batch(self, step: int, size: int) -> Batch:
+        """The batch of `step`."""
+        ...
+
+
+@dataclass(frozen=True)
+class PatchSampler:
+    """Patches of random cases; the last `oversample` of each batch hold foreground, each class equally often."""
+
+    cases: Cases
+    patch: IntTriple
+    oversample: float
+    seed: int
+
+    def batch(self, step: int, size: int) -> Batch:
+        """The batch of `step`."""
+        rng = np.random.default_rng((self.seed, step))
+        forced_from = round(size * (1 - self.oversample))
+        drawn = [self._draw(rng, index >= forced_from) for index in range(size)]
+        images = torch.from_numpy(np.stack([image for image, _ in drawn]))
+        return Batch(images, torch.from_numpy(np.stack([mask for _, mask in drawn])))
+
+    def _draw(self, rng: np.random.Generator, forced: bool) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        case = self.cases[int(rng.integers(len(self.cases)))]
+        mask = case.mask
+        if mask is None:
+            raise ValueError("a case without a mask cannot train a segmentation")
+        corner = self._corner(rng, case, mask.shape, forced)
+        return cut(case.image, corner, self.patch), cut(mask, corner, self.patch)
+
+    def _corner(self, rng: np.random.Generator, case: Case, shape: Sequence[int], forced: bool) -> NDArray[np.int64]:
+        """First voxel; negative where the case is smaller than the patch, which then lies in the middle."""
+        room = np.asarray(shape) - np.asarray(self.patch)
+        present = [value for value, voxels in sorted(case.locations.items()) if value > 0 and len(voxels)]
+        if forced and present:
+            voxels = case.locations[present[int(rng.integers(len(present)))]]
+            corner = np.asarray(voxels[int(rng.integers(len(voxels)))], dtype=np.int64) - np.asarray(self.patch) // 2
+        else:
+            corner = rng.integers(0, np.maximum(room, 0) + 1)
+        return np.where(room < 0, -((-room) // 2), np.clip(corner, 0, np.maximum(room, 0)))
+
+
+@dataclass(frozen=True)
+class ImageSampler:
+    """Whole images; with `balanced`, the classes equally often."""
+
+    cases: Cases
+    targets: tuple[int, ...]
+    balanced: bool
+    seed: int
+    _by_class: tuple[NDArray[np.int64], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        targets = np.asarray(self.targets)
+        groups = tuple(np.flatnonzero(targets == c) for c in np.unique(targets))
+        object.__setattr__(self, "_by_class", groups if self.balanced else (np.arange(len(targets)),))
+
+    def batch(self, step: int, size: int) -> Batch:
+        """The batch of `step`."""
+        rng = np.random.default_rng((self.seed, step))
+        # Turns instead of draws: a small batch, too, holds the classes in equal parts.
+        turns = (rng.integers(len(self._by_class)) + np.arange(size)) % len(self._by_class)
+        chosen = [int(rng.choice(self._by_class[turn])) for turn in turns]
+        images = np.stack([np.asarray(self.cases[index].image) for index in chosen])
+        return Batch(torch.from_numpy(images), torch.tensor([self.targets[i] for i in chosen]))
+
+
+def cut(array: NDArray[Any], corner: NDArray[np.int64], size: Sequence[int]) -> NDArray[Any]:
+    """`array[..., corner : corner + size]`, zeros where that lies outside."""
+    shape = np.asarray(array.shape[-3:])
+    low, high = np.clip(corner, 0, shape), np.clip(corner + np.asarray(size), 0, shape)
+    z, y, x = (slice(a, b) for a, b in zip(low, high, strict=True))
+    inside = array[..., z, y, x]
+    if inside.shape[-3:] == tuple(size):
+        return np.ascontiguousarray(inside)
+    patch = np.zeros((*array.shape[:-3], *size), dtype=array.dtype)
+    z, y, x = (slice(a, b) for a, b in zip(low - corner, high - corner, strict=True))
+    patch[..., z, y, x] = inside
+    return patch
+
+
+class Prefetcher:
+    """Draws the coming batches in a thread, at most `ahead` of them."""
+
+    def __init__(self, sampler: Sampler, first_step: int, size: int, *, pin: bool = False, ahead: int = 2) -> None:
+        self._sampler, self._step, self._size, self._pin = sampler, first_step, size, pin
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(ahead)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stopped.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._ready.get_nowait()
+            self._thread.join(0.02)
+
+    def next(self) -> Batch:
+        """The next step's batch. Raises what drawing it raised."""
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _work(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                batch = self._sampler.batch(self._step, self._size)
+                item: Batch | BaseException = batch.pinned() if self._pin else batch
+            except BaseException as error:  # noqa: BLE001 - handed to the training thread, which raises it
+                item = error
+            self._put(item)
+            if isinstance(item, BaseException):
+                return
+            self._step += 1
+
+    def _put(self, item: Batch | BaseException) -> None:
+        while not self._stopped.is_set():
+            try:
+                return self._ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+        return None

@@ -1,0 +1,90 @@
+"""Training from the stores: once per dataset and recipe, taken up again where it was interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from models.errors import NotFoundError, StoreBusyError
+from models.hashing import content_key
+from models.plan import Fingerprint, Plan
+from models.recipe import Recipe
+from models.refs import PackageRef, PlanRef
+from tasks.stores.house import Stores
+from tasks.stores.packages import read_description
+from tasks.stores.prepared import prepared_keys
+from tasks.stores.tables import PackageRow, PlanRow
+from tasks.train.run import discard_checkpoints, train
+
+
+def package_key(dataset: str, recipe: Recipe) -> str:
+    """By dataset, and by what of the recipe shapes the weights (its seed among it)."""
+    return content_key("package", dataset, recipe.learning_key)
+
+
+def train_package(stores: Stores, recipe: Recipe, ref: PlanRef) -> PackageRef:
+    """The package of a plan, unless it is there. Raises StoreBusyError while another process trains the same."""
+    row = stores.catalog.get(PlanRow, ref.key)
+    if row is None:
+        raise NotFoundError("no such plan", where=ref.key, hint="run `nocturne retrain` again")
+    key = package_key(row.dataset, recipe)
+    workspace = stores.workspace / "train" / key
+    if stores.catalog.get(PackageRow, key):
+        return PackageRef.to(key)
+    with _alone(workspace):
+        if not stores.packages.exists(key):
+            dataset, plan = stores.datasets.read(row.dataset), Plan.model_validate(row.document)
+            keys = prepared_keys(dataset, recipe, plan.prepare)
+            # What could not be prepared is in quarantine; the rest goes on.
+            ready = {case: name for case, name in keys.items() if stores.prepared.exists(name)}
+            with stores.packages.staging() as staged:
+                train(
+                    plan,
+                    recipe,
+                    dataset,
+                    stores.prepared,
+                    ready,
+                    workspace,
+                    staged=staged,
+                    key=key,
+                    code=code_version(),
+                    fingerprint=Fingerprint.model_validate(row.fingerprint),
+                )
+                stores.packages.publish(staged, key)
+        _commit(stores, recipe, row.dataset, key)
+        discard_checkpoints(workspace)
+    return PackageRef.to(key)
+
+
+def code_version() -> str:
+    """The git commit of a checkout, with `+` where it was changed; else "unknown"."""
+    place = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(place), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return told.stdout.strip() or "unknown"
+
+
+def _commit(stores: Stores, recipe: Recipe, dataset: str, key: str) -> None:
+    described = read_description(stores.packages.local(key))
+    stores.catalog.add(
+        PackageRow(package=key, name=recipe.name, dataset=dataset, weights_sha256=described.weights_sha256)
+    )
+
+
+@contextmanager
+def _alone(workspace: Path) -> Iterator[None]:
+    workspace.mkdir(parents=True, exist_ok=True)
+    with (workspace / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreBusyError(
+                "another process is training this very package", where=workspace.name, hint="wait for it to end"
+            ) from None
+        yield

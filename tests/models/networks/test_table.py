@@ -1,0 +1,191 @@
+"""Every network of the table keeps the table's promises; a new entry is tested by being there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from models.errors import RecipeError
+from models.networks import NETWORKS, build
+from models.plan import NetworkPlan
+
+SIZES = {2: (32, 24), 3: (16, 16, 24)}
+ODD = {2: (29, 19), 3: (5, 17, 11)}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An entry in one of its dimensions."""
+
+    name: str
+    dimensions: int
+
+    @property
+    def segments(self) -> bool:
+        return "segmentation" in NETWORKS[self.name].kinds
+
+    def plan(self, **changes: object) -> NetworkPlan:
+        values = {
+            "name": self.name,
+            "dimensions": self.dimensions,
+            "in_channels": 2,
+            "out_channels": 3,
+            "features": (4, 8, 8, 12) if self.segments else (4, 8, 8),
+        }
+        return NetworkPlan.model_validate(values | changes)
+
+    def images(self, sizes: dict[int, tuple[int, ...]], batch: int = 2) -> Tensor:
+        return torch.randn(batch, 2, *sizes[self.dimensions], generator=torch.Generator().manual_seed(0))
+
+
+def variants() -> list[Variant]:
+    return [Variant(name, d) for name, entry in NETWORKS.items() for d in sorted(entry.dimensions)]
+
+
+each = pytest.mark.parametrize("variant", variants(), ids=lambda v: f"{v.name}-{v.dimensions}d")
+
+
+@each
+def test_learns_from_a_batch(variant: Variant) -> None:
+    torch.manual_seed(0)
+    network = build(variant.plan())
+    images = variant.images(SIZES)
+    logits = network(images)
+    expected = (2, 3, *SIZES[variant.dimensions]) if variant.segments else (2, 3)
+    assert logits.shape == expected
+    logits.square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@each
+def test_takes_one_odd_image(variant: Variant) -> None:
+    network = build(variant.plan())
+    logits = network(variant.images(ODD, batch=1))
+    assert logits.shape == ((1, 3, *ODD[variant.dimensions]) if variant.segments else (1, 3))
+    assert torch.isfinite(logits).all()
+
+
+@each
+def test_computes_in_bfloat16(variant: Variant) -> None:
+    network = build(variant.plan())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = network(variant.images(SIZES))
+    logits.float().mean().backward()
+    assert torch.isfinite(logits.float()).all()
+
+
+@each
+def test_weights_survive_safetensors(variant: Variant) -> None:
+    torch.manual_seed(0)
+    first, second = build(variant.plan()).eval(), build(variant.plan()).eval()
+    second.load_state_dict(load(save(first.state_dict())))
+    images = variant.images(SIZES)
+    with torch.inference_mode():
+        assert torch.equal(first(images), second(images))
+
+
+@each
+def test_honours_anisotropic_strides_and_kernels(variant: Variant) -> None:
+    levels = len(variant.plan().features)
+    plan = variant.plan(
+        strides=((1, 1, 1), *[(1, 2, 2)] * (levels - 1)), kernels=((1, 3, 3), *[(3, 3, 3)] * (levels - 1))
+    )
+    thin = {2: (16, 24), 3: (3, 16, 24)}
+    logits = build(plan)(variant.images(thin))
+    assert logits.shape[2:] == (thin[variant.dimensions] if variant.segments else ())
+
+
+@each
+def test_the_same_seed_gives_the_same_weights(variant: Variant) -> None:
+    def weights() -> bytes:
+        torch.manual_seed(5)
+        return save(build(variant.plan(dropout=0.1)).state_dict())
+
+    assert weights() == weights()
+
+
+@pytest.mark.parametrize("variant", [v for v in variants() if v.segments], ids=lambda v: f"{v.name}-{v.dimensions}d")
+class TestSegmentation:
+    def test_supervises_coarser_levels_only_while_training(self, variant: Variant) -> None:
+        if not NETWORKS[variant.name].deep_supervision:
+            pytest.skip("this network has no deep supervision")
+        network = build(variant.plan(deep_supervision=True, features=(4, 8, 8, 12, 12)))
+        sizes = {2: (32, 32), 3: (16, 16, 32)}
+        heads = network(variant.images(sizes))
+        assert len(heads) > 1
+        assert heads[0].shape == (2, 3, *sizes[variant.dimensions])
+        sum(h.mean() for h in heads).backward()
+        assert all(p.grad is not None for p in network.parameters())
+        assert isinstance(network.eval()(variant.images(sizes)), Tensor)
+
+    def test_an_image_of_a_single_coarsest_voxel_still_has_statistics(self, variant: Variant) -> None:
+        network = build(variant.plan())
+        tiny = {2: (8, 8), 3: (8, 8, 8)}
+        assert network(variant.images(tiny)).shape[2:] == tiny[variant.dimensions]
+
+    def test_zeros_around_do_not_reach_a_full_sized_image(self, variant: Variant) -> None:
+        network = build(variant.plan()).eval()
+        images = variant.images(SIZES)
+        with torch.inference_mode():
+            assert torch.equal(network(images), network.network(images))
+
+
+def test_a_unet_may_work_on_a_coarser_grid() -> None:
+    plan = NetworkPlan(
+        name="unet", dimensions=3, in_channels=1, out_channels=2, features=(4, 8), strides=((2, 2, 2), (2, 2, 2))
+    )
+    assert build(plan)(torch.randn(1, 1, 13, 16, 10)).shape == (1, 2, 13, 16, 10)
+
+
+def test_a_unet_of_one_level_is_allowed() -> None:
+    plan = NetworkPlan(name="unet", dimensions=2, in_channels=1, out_channels=2, features=(4,))
+    assert build(plan)(torch.randn(1, 1, 9, 9)).shape == (1, 2, 9, 9)
+
+
+@pytest.mark.parametrize("stem", [1, 2, 4])
+def test_a_classifiers_stem_follows_the_stride(stem: int) -> None:
+    plan = NetworkPlan(
+        name="resnet",
+        dimensions=2,
+        in_channels=1,
+        out_channels=2,
+        features=(8, 16),
+        strides=((1, stem, stem), (1, 2, 2)),
+    )
+    network = build(plan)
+    maps = network.stages(torch.randn(1, 1, 64, 64))
+    assert maps.shape[2:] == (32 // stem, 32 // stem)
+
+
+class TestRefusals:
+    def test_an_unknown_name_is_met_with_the_nearest(self) -> None:
+        plan = NetworkPlan(name="unett", dimensions=2, in_channels=1, out_channels=2, features=(4,))
+        with pytest.raises(RecipeError, match="unet"):
+            build(plan)
+
+    @pytest.mark.parametrize("changes", [{"features": ()}, {"features": (4, 0)}, {"strides": ((1, 1, 1),) * 3}])
+    def test_arguments_that_do_not_fit(self, changes: dict[str, object]) -> None:
+        with pytest.raises(RecipeError):
+            build(Variant("unet", 2).plan(**changes))
+
+
+def test_the_table_itself_needs_no_pytorch() -> None:
+    code = "import sys, models.networks; assert not {'torch', 'monai'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_all_but_dynunet_run_without_monai() -> None:
+    code = (
+        "import sys; sys.modules['monai'] = None\n"
+        "from models.networks import NETWORKS, build\n"
+        "from models.plan import NetworkPlan\n"
+        "for name in NETWORKS.keys() - {'dynunet'}:\n"
+        "    build(NetworkPlan(name=name, dimensions=2, in_channels=1, out_channels=2, features=(4, 8, 8)))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

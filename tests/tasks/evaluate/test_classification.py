@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from models import schemas
+from models.errors import LabelError, NothingToDoError, PackageError, RecipeError
+from models.evaluation import Evaluation
+from tasks.evaluate.classification import choose_threshold, evaluate_classification
+
+IDS = {"package": "p", "dataset": "d", "bootstrap": 200}
+
+
+def _cohort(classes: int, count: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(classes)
+    truth = generator.integers(0, classes, count)
+    raw = generator.normal(0, 1, (count, classes))
+    raw[np.arange(count), truth] += 1.2
+    raw = np.exp(raw)
+    return truth, raw / raw.sum(1, keepdims=True)
+
+
+def _names(count: int) -> tuple[list[str], list[str]]:
+    return [f"P{i // 2}" for i in range(count)], [f"c{i}" for i in range(count)]
+
+
+def test_two_classes_equal_scikit_learn() -> None:
+    truth, chances = _cohort(2)
+    found, frame, pictures = evaluate_classification(*_names(120), truth, chances, ("no", "yes"), **IDS)
+    called = (chances[:, 1] >= 0.5).astype(int)
+    expected = {
+        "auc": metrics.roc_auc_score(truth, chances[:, 1]),
+        "average_precision": metrics.average_precision_score(truth, chances[:, 1]),
+        "accuracy": metrics.accuracy_score(truth, called),
+        "balanced_accuracy": metrics.balanced_accuracy_score(truth, called),
+        "sensitivity": metrics.recall_score(truth, called),
+        "specificity": metrics.recall_score(truth, called, pos_label=0),
+        "precision": metrics.precision_score(truth, called),
+        "f1": metrics.f1_score(truth, called),
+        "brier": metrics.brier_score_loss(truth, chances[:, 1]),
+    }
+    assert {m.metric: m.interval.value for m in found.metrics} == pytest.approx(expected)
+    assert all(m.interval.low < m.interval.value < m.interval.high for m in found.metrics)
+    assert (found.primary, found.n_patients, found.n_cases) == ("auc", 60, 120)
+    assert (found.positive, found.threshold) == ("yes", 0.5)
+    assert found.confusion.counts == tuple(map(tuple, metrics.confusion_matrix(truth, called).tolist()))
+    assert {c.name for c in found.curves} == {"roc", "precision-recall", "calibration"}
+    assert [p.name for p in pictures] == ["roc", "precision-recall", "calibration", "confusion"]
+    assert len(schemas.check(frame, schemas.CASE_METRICS_CLASSIFICATION, where="test")) == 240
+    assert Evaluation.from_json(found.to_json()) == found
+
+
+def test_more_classes_are_told_one_by_one_and_as_their_mean() -> None:
+    truth, chances = _cohort(3)
+    found, _, _ = evaluate_classification(*_names(120), truth, chances, ("a", "b", "c"), **IDS)
+    called = chances.argmax(1)
+    assert found.of("auc").value == pytest.approx(metrics.roc_auc_score(truth, chances, multi_class="ovr"))
+    assert found.of("f1").value == pytest.approx(metrics.f1_score(truth, called, average="macro"))
+    assert found.of("precision").value == pytest.approx(metrics.precision_score(truth, called, average="macro"))
+    assert found.of("sensitivity", "b").value == pytest.approx(
+        metrics.recall_score(truth, called, labels=[1], average="macro")
+    )
+    assert found.of("specificity", "b").value == pytest.approx(
+        np.mean(called[truth != 1] != 1),
+    )
+    assert found.of("brier").value == pytest.approx(((chances - np.eye(3)[truth]) ** 2).sum(1).mean())
+    assert found.threshold is None
+
+
+def test_threshold_and_positive_class_decide_what_is_called() -> None:
+    truth, chances = _cohort(2)
+    strict, _, _ = evaluate_classification(*_names(120), truth, chances, ("no", "yes"), 0.8, **IDS)
+    assert strict.of("specificity").value > 0.9
+    assert strict.threshold == 0.8
+    turned, _, _ = evaluate_classification(*_names(120), truth, chances, ("no", "yes"), positive="no", **IDS)
+    usual, _, _ = evaluate_classification(*_names(120), truth, chances, ("no", "yes"), **IDS)
+    assert turned.of("sensitivity").value == pytest.approx(usual.of("specificity").value)
+    assert turned.of("auc").value == pytest.approx(usual.of("auc").value)
+
+
+def test_youden_finds_the_gap_between_the_classes() -> None:
+    truth, score = np.array([0, 0, 0, 1, 1]), np.array([0.05, 0.1, 0.2, 0.3, 0.7])
+    assert choose_threshold(truth, score) == pytest.approx(0.25)
+    assert choose_threshold(truth, np.c_[1 - score, score]) == pytest.approx(0.25)
+    assert choose_threshold(1 - truth, np.c_[score, 1 - score], positive=0) == pytest.approx(0.25)
+
+
+def test_youden_beats_one_half_when_classes_are_imbalanced() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.random(400) < 0.1
+    score = np.clip(generator.normal(0.15 + 0.2 * truth, 0.08), 0, 1)
+    chosen = choose_threshold(truth.astype(int), score)
+    assert metrics.balanced_accuracy_score(truth, score >= chosen) > 0.8
+    assert metrics.balanced_accuracy_score(truth, score >= 0.5) < 0.6
+
+
+def test_threshold_stays_at_one_half_where_nothing_can_be_learnt() -> None:
+    assert choose_threshold([1, 1], [0.2, 0.9]) == 0.5
+    assert choose_threshold([1, 0], [0.3, 0.3]) == 0.5
+
+
+def test_a_class_that_is_never_called_has_precision_0_and_one_that_never_occurs_no_auc() -> None:
+    chances = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.5, 0.3, 0.2]])
+    found, _, _ = evaluate_classification(*_names(3), [0, 1, 0], chances, ("a", "b", "never"), **IDS)
+    assert found.of("precision", "b").value == 0
+    assert found.of("f1", "b").value == 0
+    assert ("auc", "never") not in {(m.metric, m.class_name) for m in found.metrics}
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    truth, chances = _cohort(2, 4)
+    with pytest.raises(NothingToDoError):
+        evaluate_classification([], [], [], np.zeros((0, 2)), ("a", "b"), **IDS)
+    with pytest.raises(NothingToDoError, match="one class"):
+        evaluate_classification(*_names(4), [1, 1, 1, 1], chances, ("a", "b"), **IDS)
+    with pytest.raises(PackageError):
+        evaluate_classification(*_names(4), truth, chances * np.nan, ("a", "b"), **IDS)
+    with pytest.raises(PackageError):
+        evaluate_classification(*_names(4), truth, chances[:, :1], ("a", "b"), **IDS)
+    with pytest.raises(LabelError):
+        evaluate_classification(*_names(4), [0, 1, 2, 0], chances, ("a", "b"), **IDS)
+    with pytest.raises(RecipeError):
+        evaluate_classification(*_names(4), truth, chances, ("a", "b"), positive="c", **IDS)
+    with pytest.raises(RecipeError):
+        evaluate_classification(*_names(120), *_cohort(3), ("a", "b", "c"), 0.5, **IDS)
