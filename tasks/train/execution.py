@@ -60,11 +60,14 @@ def choose_execution(
     precisions = ["bf16", "fp32"] if plan.precision == "auto" else [plan.precision]
     if plan.precision == "auto" and not has_bf16(device.type):
         precisions = ["fp32"]
+    why = ""
+    if "bf16" in precisions and device.type == "cpu" and _reaches_past_the_map(network, images):
+        precisions, why = ["fp32"], " (a kernel is larger than its map: no bfloat16 on a CPU)"
     gpu = device.type == "cuda"
     compiled = plan.compile is True
     if plan.minutes is None:
         chosen = Execution(precisions[0], gpu, compiled)  # type: ignore[arg-type]
-        return chosen, f"{chosen.precision} on {device.type}, not timed since the budget is in epochs"
+        return chosen, f"{chosen.precision} on {device.type}{why}, not timed since the budget is in epochs"
     deadline = time.monotonic() + plan.minutes * 60 * _DRY_SHARE
     layouts = [True] if gpu else [False, True]
     timed: dict[Execution, float] = {}
@@ -84,7 +87,28 @@ def choose_execution(
             _log.warning("compiling the network failed, so it runs uncompiled: %s", type(error).__name__)
         best = candidate if compiled and candidate in timed else min(timed, key=lambda e: timed[e])
     told = ", ".join(f"{_name(e)} {1000 * s:.0f} ms" for e, s in timed.items())
-    return best, f"{_name(best)} on {device.type}; a step took: {told}"
+    return best, f"{_name(best)} on {device.type}{why}; a step took: {told}"
+
+
+@torch.no_grad()
+def _reaches_past_the_map(network: nn.Module, images: Tensor) -> bool:
+    """Whether a convolution's kernel is larger than what it is laid over.
+
+    There oneDNN (as in PyTorch 2.13 on x86) reads memory that was never written when it computes a bfloat16 weight
+    gradient: not finite at times, wrong at others.
+    """
+    found: list[bool] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            extents = inputs[0].shape[2:]
+            found.append(any(k > n for k, n in zip(module.kernel_size, extents, strict=True)))
+
+    trial = copy.deepcopy(network).eval()
+    for module in trial.modules():
+        module.register_forward_pre_hook(look)
+    trial(images[:1])
+    return any(found)
 
 
 def _name(execution: Execution) -> str:

@@ -63,9 +63,9 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 class TestExactness:
-    @pytest.mark.parametrize("precision", ["fp32", "auto"])
-    def test_two_runs_give_the_same_bits(self, tmp_path: Path, precision: str) -> None:
-        world = balls(precision=precision)
+    @pytest.mark.parametrize(("precision", "dimensions"), [("fp32", 3), ("auto", 2)])
+    def test_two_runs_give_the_same_bits(self, tmp_path: Path, precision: str, dimensions: int) -> None:
+        world = balls(precision=precision, dimensions=dimensions)
         first, _ = run(world, tmp_path / "a")
         second, _ = run(world, tmp_path / "b")
         assert equal(weights(first), weights(second))
