@@ -55,6 +55,7 @@ def open_stores(settings: Settings | None = None) -> Stores:
             datasets=settings.place("datasets"),
             evaluations=settings.place("evaluations"),
             packages=settings.place("packages"),
+            spool=settings.spool_folder(),
             tracking=settings.tracking(),
             secret=secret_from_text(secret) if secret else load_or_create_secret(settings.home / "secret"),
             vault_key=secret_from_text(key) if key else load_or_create_secret(settings.home / "vault.key"),

@@ -280,6 +280,28 @@ class Promote(_Part):
     margin: float = Field(0.0, ge=0, description="how much worse the paired 95 % interval's lower end may be")
 
 
+class Code(_Part):
+    """A coded concept (PS3.3 8.8), SNOMED CT unless said otherwise."""
+
+    value: str = Field(min_length=1, max_length=16)
+    meaning: str = Field(min_length=1, max_length=64)
+    scheme: str = Field("SCT", min_length=1, max_length=16)
+
+
+class Coded(_Part):
+    """What a class is, for those who read results: its property type, and its category (default: anatomical)."""
+
+    type: Code
+    category: Code = Code(value="123037004", meaning="Anatomical structure")
+
+
+class Deliver(_Part):
+    """How results are written. Classes without codes are sent as tissue under their own label."""
+
+    codes: dict[str, Coded] = Field({}, description="per class, by its name")
+    min_confidence: float = Field(0.0, ge=0, le=1, description="below this a structure or class is not reported")
+
+
 class Recipe(_Part):
     """One model: what it learns from, how, and when it may serve."""
 
@@ -297,6 +319,7 @@ class Recipe(_Part):
     infer: Infer = Infer()
     evaluate: Evaluate = Evaluate()
     promote: Promote = Promote()
+    deliver: Deliver = Deliver()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -325,8 +348,8 @@ class Recipe(_Part):
 
     @property
     def learning_key(self) -> str:
-        """As `key`, over what shapes the weights alone: judging or promoting otherwise does not train again."""
-        return content_key("learning", self.model_dump(mode="json", exclude={"evaluate", "promote"}))
+        """As `key`, over what shapes the weights alone: judging or delivering otherwise does not train again."""
+        return content_key("learning", self.model_dump(mode="json", exclude={"evaluate", "promote", "deliver"}))
 
 
 def _explain(error: Any) -> str:

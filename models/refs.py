@@ -36,6 +36,18 @@ class StudyRef(Ref):
     """A study, by its pseudonymous key."""
 
 
+class StudyVersionRef(Ref):
+    """A study as it was when it was held to be whole: one set of instances, by their content key."""
+
+
+class AnalysisRef(Ref):
+    """What one package said of one study version."""
+
+
+class DeliveryRef(Ref):
+    """The results of one analysis on their way to one destination."""
+
+
 class VolumeRef(Ref):
     """A de-identified image in the volume store."""
 

@@ -12,6 +12,17 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from models.errors import SettingsError
+from models.hospital import (
+    Arrivals,
+    Destination,
+    Listener,
+    Nightly,
+    Notify,
+    OrthancFeed,
+    Peer,
+    Services,
+    WatchedFolder,
+)
 
 HOME_VARIABLE = "NOCTURNE_HOME"
 SETTINGS_FILE = "nocturne.toml"
@@ -26,7 +37,11 @@ class Settings(BaseSettings):
     """Where the parts live and what they may use. Empty URLs mean: the embedded default under `home`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NOCTURNE_", frozen=True, extra="forbid", nested_model_default_partial_update=True
+        env_prefix="NOCTURNE_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        nested_model_default_partial_update=True,
     )
 
     home: Path = Field(default_factory=default_home, description="the home folder")
@@ -45,6 +60,19 @@ class Settings(BaseSettings):
     allow_without_burned_in: tuple[str, ...] = Field(
         (), description="modalities accepted without BurnedInAnnotation, for every ingest"
     )
+
+    spool: str = Field("", description="folder of original instances; on storage that honours fsync")
+    listener: Listener = Listener()
+    watched: tuple[WatchedFolder, ...] = ()
+    orthanc: tuple[OrthancFeed, ...] = ()
+    peers: tuple[Peer, ...] = ()
+    destinations: tuple[Destination, ...] = ()
+    arrivals: Arrivals = Arrivals()
+    nightly: Nightly = Nightly()
+    notify: Notify = Notify()
+    services: Services = Services()
+    prefect_url: str = Field("", description="API of the Prefect server; else that of `nocturne up`")
+    prefect_auth: SecretStr = Field(SecretStr(""), description="user:password of the Prefect server")
 
     @classmethod
     def settings_customise_sources(
@@ -77,6 +105,14 @@ class Settings(BaseSettings):
     def tracking(self) -> str:
         """URI of MLflow's tracking store and registry."""
         return self.tracking_url.get_secret_value() or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    def prefect(self) -> str:
+        """URL of the Prefect server's API, as `nocturne up` starts it or as set."""
+        return self.prefect_url or f"http://{self.services.host}:{self.services.prefect_port}/api"
+
+    def spool_folder(self) -> Path:
+        """The folder of original instances."""
+        return Path(self.spool) if self.spool else self.home / "spool"
 
     def place(self, name: str) -> str:
         """URL of `volumes`, `prepared`, `datasets`, `evaluations` or `packages`."""

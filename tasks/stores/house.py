@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tasks.stores.package_store import PackageStore
     from tasks.stores.prepared import PreparedStore
     from tasks.stores.registry import Registry
+    from tasks.stores.spool import Spool
     from tasks.stores.vault import Vault
     from tasks.stores.volumes import VolumeStore
 
@@ -35,6 +36,7 @@ class Locations:
     datasets: str
     evaluations: str
     packages: str
+    spool: Path
     tracking: str = field(repr=False)
     secret: bytes = field(repr=False)
     vault_key: bytes = field(repr=False)
@@ -80,6 +82,13 @@ class Stores:
         from tasks.stores.vault import Vault
 
         return Vault(self.catalog, self.locations.vault_key)
+
+    @cached_property
+    def spool(self) -> Spool:
+        """Original instances, as received."""
+        from tasks.stores.spool import Spool
+
+        return Spool(self.locations.spool, self.pseudonymizer)
 
     @cached_property
     def volumes(self) -> VolumeStore:

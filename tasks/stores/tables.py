@@ -228,6 +228,113 @@ class PredictionRow(Base):
     created_at: Mapped[datetime] = mapped_column(default_factory=now)
 
 
+class InstanceRow(Base):
+    """An instance in the spool, by the digest of its bytes: one UID with two contents has two rows."""
+
+    __tablename__ = "instances"
+    instance: Mapped[str] = mapped_column(primary_key=True)  # tasks.stores.spool.digest_of
+    sop_uid: Mapped[str] = mapped_column(index=True)  # pseudonymous, as all UIDs here
+    series_uid: Mapped[str] = mapped_column(index=True)
+    study: Mapped[str] = mapped_column(index=True)
+    sop_class: Mapped[str]
+    modality: Mapped[str] = mapped_column(default="")
+    bytes: Mapped[int] = mapped_column(default=0)
+    source: Mapped[str] = mapped_column(default="")  # "listener", or the name of a feed, a folder or a peer
+    received_at: Mapped[datetime] = mapped_column(default_factory=now, index=True)
+
+
+class ArrivalRow(Base):
+    """A study on its way in: what `completion` looks at."""
+
+    __tablename__ = "arrivals"
+    study: Mapped[str] = mapped_column(primary_key=True)
+    source: Mapped[str]  # of the last instance: its completion rule holds
+    first_at: Mapped[datetime]  # since the last version
+    last_at: Mapped[datetime]
+    told_at: Mapped[datetime | None] = mapped_column(default=None)  # the sender said that it is whole
+    waiting: Mapped[int] = mapped_column(default=0, index=True)  # instances that no version holds yet
+    conflicts: Mapped[int] = mapped_column(default=0)  # UIDs that came with other bytes
+    version: Mapped[int] = mapped_column(default=0)  # the last one's number
+
+
+class StudyVersionRow(Base):
+    """A study as it was when it was held to be whole. A late instance makes the next one."""
+
+    __tablename__ = "study_versions"
+    version: Mapped[str] = mapped_column(primary_key=True)  # content key of (study, instance digests)
+    study: Mapped[str] = mapped_column(index=True)
+    number: Mapped[int]
+    instances: Mapped[list[Any]]  # digests, sorted
+    why: Mapped[str]  # quiet, told, cap
+    flags: Mapped[list[Any]] = mapped_column(default_factory=list)  # conflict
+    source: Mapped[str] = mapped_column(default="")
+    completed_at: Mapped[datetime] = mapped_column(default_factory=now, index=True)
+    started_at: Mapped[datetime | None] = mapped_column(default=None)
+    finished_at: Mapped[datetime | None] = mapped_column(default=None, index=True)
+    run: Mapped[str] = mapped_column(default="")  # the flow run that has it
+    outcome: Mapped[str] = mapped_column(default="")  # delivered, waiting, ingested, nothing-fits, failed
+    detail: Mapped[str] = mapped_column(default="")
+
+
+class OutboxRow(Base):
+    """Something to be told outside, written with what it tells of; done once the other side has acknowledged it."""
+
+    __tablename__ = "outbox"
+    message: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(index=True)  # event, delivery
+    payload: Mapped[dict[str, Any]]  # pseudonyms and keys only
+    due_at: Mapped[datetime] = mapped_column(default_factory=now, index=True)
+    attempts: Mapped[int] = mapped_column(default=0)
+    error: Mapped[str] = mapped_column(default="")  # of the last attempt
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+    done_at: Mapped[datetime | None] = mapped_column(default=None, index=True)
+
+
+class AnalysisRow(Base):
+    """What one package said of one study version."""
+
+    __tablename__ = "analyses"
+    analysis: Mapped[str] = mapped_column(primary_key=True)  # content key of (version, package)
+    version: Mapped[str] = mapped_column(ForeignKey("study_versions.version"), index=True)
+    study: Mapped[str] = mapped_column(index=True)
+    package: Mapped[str] = mapped_column(ForeignKey("packages.package"), index=True)
+    name: Mapped[str]  # the model's
+    model_version: Mapped[str] = mapped_column(default="")  # as registered
+    role: Mapped[str] = mapped_column(default="champion")  # champion, shadow
+    predictions: Mapped[list[Any]] = mapped_column(default_factory=list)
+    outcome: Mapped[str] = mapped_column(default="predicted")  # predicted, nothing-fits
+    detail: Mapped[str] = mapped_column(default="")
+    seconds: Mapped[float] = mapped_column(default=0.0)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now, index=True)
+
+
+class DeliveryRow(Base):
+    """Results of one analysis for one destination."""
+
+    __tablename__ = "deliveries"
+    delivery: Mapped[str] = mapped_column(primary_key=True)  # content key of (analysis, destination)
+    analysis: Mapped[str] = mapped_column(ForeignKey("analyses.analysis"), index=True)
+    study: Mapped[str] = mapped_column(index=True)
+    destination: Mapped[str]
+    state: Mapped[str] = mapped_column(default="waiting", index=True)  # waiting, sent, committed, refused
+    objects: Mapped[list[Any]] = mapped_column(default_factory=list)  # {"kind": seg, sr, sc; "uid": pseudonymous}
+    detail: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+    sent_at: Mapped[datetime | None] = mapped_column(default=None)
+    committed_at: Mapped[datetime | None] = mapped_column(default=None)
+
+
+class CommitmentRow(Base):
+    """A storage commitment that was asked for; its answer may come on another association."""
+
+    __tablename__ = "commitments"
+    transaction: Mapped[str] = mapped_column(primary_key=True)  # pseudonymous transaction UID
+    delivery: Mapped[str] = mapped_column(index=True)
+    asked_at: Mapped[datetime] = mapped_column(default_factory=now)
+    answered_at: Mapped[datetime | None] = mapped_column(default=None)
+    failed: Mapped[list[Any]] = mapped_column(default_factory=list)  # pseudonymous UIDs that are not safe there
+
+
 class VaultRow(Base):
     """One sealed record. Nothing here is readable without the vault's key."""
 

@@ -1,0 +1,1 @@
+"""How studies get in: listener, folders, feeds and queries; when a study is whole; who is told."""
