@@ -276,6 +276,24 @@ class StudyVersionRow(Base):
     detail: Mapped[str] = mapped_column(default="")
 
 
+class CursorRow(Base):
+    """How far a feed has been read."""
+
+    __tablename__ = "cursors"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+    changed_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class SeenRow(Base):
+    """Something outside that was taken in and need not be fetched or read again."""
+
+    __tablename__ = "seen"
+    token: Mapped[str] = mapped_column(primary_key=True)  # keyed hash of (source, path or UID, size, time)
+    source: Mapped[str] = mapped_column(index=True)
+    seen_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
 class OutboxRow(Base):
     """Something to be told outside, written with what it tells of; done once the other side has acknowledged it."""
 

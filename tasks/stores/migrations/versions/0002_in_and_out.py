@@ -38,6 +38,13 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_commitments_delivery"), ["delivery"], unique=False)
 
     op.create_table(
+        "cursors",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("value", sa.String(), nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_cursors")),
+    )
+    op.create_table(
         "instances",
         sa.Column("instance", sa.String(), nullable=False),
         sa.Column("sop_uid", sa.String(), nullable=False),
@@ -72,6 +79,16 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_outbox_done_at"), ["done_at"], unique=False)
         batch_op.create_index(batch_op.f("ix_outbox_due_at"), ["due_at"], unique=False)
         batch_op.create_index(batch_op.f("ix_outbox_kind"), ["kind"], unique=False)
+
+    op.create_table(
+        "seen",
+        sa.Column("token", sa.String(), nullable=False),
+        sa.Column("source", sa.String(), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("token", name=op.f("pk_seen")),
+    )
+    with op.batch_alter_table("seen", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_seen_source"), ["source"], unique=False)
 
     op.create_table(
         "study_versions",
@@ -160,6 +177,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_study_versions_completed_at"))
 
     op.drop_table("study_versions")
+    with op.batch_alter_table("seen", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_seen_source"))
+
+    op.drop_table("seen")
     with op.batch_alter_table("outbox", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_outbox_kind"))
         batch_op.drop_index(batch_op.f("ix_outbox_due_at"))
@@ -173,6 +194,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_instances_received_at"))
 
     op.drop_table("instances")
+    op.drop_table("cursors")
     with op.batch_alter_table("commitments", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_commitments_delivery"))
 
