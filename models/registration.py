@@ -24,6 +24,16 @@ class Registered(BaseModel):
     run_id: str
 
 
+class Serving(BaseModel):
+    """A registered version that is run on what arrives; a shadow's results are recorded, never delivered."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    version: str
+    package: PackageRef
+    role: Literal["champion", "shadow"] = "champion"
+
+
 class Night(BaseModel):
     """What one retraining came to. `run` is Prefect's flow run."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.evaluation import Comparison
 from models.refs import EvaluationRef, PackageRef
-from models.registration import Registered
+from models.registration import Registered, Serving
 from tasks.door import door
 from tasks.register import run
 from tasks.stores.house import Stores
@@ -22,6 +22,12 @@ def champion(stores: Stores, name: str) -> PackageRef | None:
 def resolve(stores: Stores, name: str, version: str) -> PackageRef:
     """The package of a version's number or alias."""
     return run.resolve(stores, name, version)
+
+
+@door("serving", tags=["register"], minutes=10)
+def serving(stores: Stores, names: tuple[str, ...], shadow: bool) -> tuple[Serving, ...]:
+    """What runs on an arrived study: the champions of those models (all, where none is named), and challengers."""
+    return run.serving(stores, names, shadow=shadow)
 
 
 @door("register", run_name="register {package}", tags=["register"], minutes=30)

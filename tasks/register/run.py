@@ -5,7 +5,7 @@ from __future__ import annotations
 from models.errors import NotFoundError
 from models.evaluation import Comparison
 from models.refs import EvaluationRef, PackageRef
-from models.registration import Registered
+from models.registration import Registered, Serving
 from tasks.register import promotion
 from tasks.register.card import model_card
 from tasks.stores.house import Stores
@@ -36,6 +36,30 @@ def resolve(stores: Stores, name: str, which: str) -> PackageRef:
             hint=f"registered models: {known}; see `nocturne models show {name}`",
         )
     return PackageRef.to(version.package)
+
+
+def serving(stores: Stores, names: tuple[str, ...], *, shadow: bool) -> tuple[Serving, ...]:
+    """The champions of those models (all that have one, where none is named); with `shadow`, challengers after them.
+
+    Raises NotFoundError for a named model that does not exist.
+    """
+    known = stores.registry.names()
+    if missing := [name for name in names if name not in known]:
+        raise NotFoundError(
+            f"no such model: {', '.join(missing)}",
+            where="arrivals",
+            hint=f"registered models: {', '.join(known) or 'none yet'}; correct `models` under [arrivals]",
+        )
+    champions, shadows = [], []
+    for name in names or known:
+        version = promotion.serving(stores.registry, stores.catalog, name)
+        challenger = stores.registry.challenger(name) if shadow else None
+        if version and version.package:
+            champions.append(Serving(name=name, version=version.version, package=PackageRef.to(version.package)))
+        if challenger and challenger.package and not (version and version.package == challenger.package):
+            package = PackageRef.to(challenger.package)
+            shadows.append(Serving(name=name, version=challenger.version, package=package, role="shadow"))
+    return (*champions, *shadows)
 
 
 def register(

@@ -41,9 +41,14 @@ def test_the_same_message_is_put_once_and_taken_until_acknowledged(catalog: Cata
 
 def test_a_message_belongs_to_its_transaction(catalog: Catalog) -> None:
     outbox = Outbox(catalog)
-    with pytest.raises(RuntimeError), catalog.transaction() as session:
-        outbox.put(session, "event", "a", {})
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with catalog.transaction() as session:
+            outbox.put(session, "event", "a", {})
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        interrupted()
     assert outbox.waiting("event") == 0
 
 
