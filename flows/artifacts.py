@@ -14,13 +14,16 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from tasks.deliver.door import Delivered
 
+from flows.views import PREDICTION_COLUMNS, predictions_told
 from models.evaluation import Evaluation
 from models.plan import Plan
-from models.refs import DatasetRef, EvaluationRef, PlanRef
+from models.refs import AnalysisRef, DatasetRef, EvaluationRef, PlanRef
 from models.registration import Registered
+from tasks.receive.door import Opened
 from tasks.stores.house import Stores
-from tasks.stores.tables import PlanRow
+from tasks.stores.tables import AnalysisRow, PlanRow
 
 _UPDATE_SECONDS = 5.0
 
@@ -62,6 +65,37 @@ def show_evaluation(stores: Stores, ref: EvaluationRef, registered: Registered, 
         description=f"{registered.name} version {registered.version}: {registered.action}",
         markdown=f"## Version {registered.version}: {registered.action}\n\n{told}\n\n{links}\n\n{pictures}",
     )
+
+
+def show_arrival(
+    stores: Stores,
+    study: Opened,
+    arrived: Iterable[tuple[str, Any]],
+    analyses: Sequence[AnalysisRef],
+    delivered: Sequence[Delivered],
+) -> None:
+    """What came, what every model says of it, and where that was sent."""
+    rows = [row for ref in analyses if (row := stores.catalog.get(AnalysisRow, ref.key)) is not None]
+    conflict = [("conflict", "an instance came twice with different bytes; both are kept")] if study.flags else []
+    show_pairs(
+        "study",
+        f"Study {study.study[-12:]}, version {study.number}",
+        [("instances", study.instances), *arrived, *conflict],
+    )
+    show_table("analyses", "What the models say", [said for row in rows for said in _said(stores, row)])
+    if delivered:
+        sent = [
+            {"destination": d.destination, "state": d.state, "objects": d.objects, "why": d.detail} for d in delivered
+        ]
+        show_table("delivery", "Where the results went", sent)
+
+
+def _said(stores: Stores, row: AnalysisRow) -> list[dict[str, str]]:
+    told = [
+        dict(zip(PREDICTION_COLUMNS, map(str, said), strict=True)) for said in predictions_told(stores, row.predictions)
+    ]
+    model = {"model": f"{row.name} {row.model_version}", "role": row.role}
+    return [{**model, **said} for said in told] or [{**model, "found": row.detail or "nothing"}]
 
 
 def figures(evaluation: Evaluation) -> list[dict[str, str]]:

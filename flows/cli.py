@@ -26,6 +26,8 @@ models = typer.Typer(help="Registered models: which version serves, and why.", n
 app.add_typer(labels, name="labels")
 app.add_typer(dataset, name="dataset")
 app.add_typer(models, name="models")
+running = typer.Typer(help="One of the processes of `nocturne up`, for a service manager.", no_args_is_help=True)
+app.add_typer(running, name="run")
 
 RecipePath = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A recipe (TOML); see recipes/.")]
 Paths = Annotated[
@@ -258,14 +260,123 @@ def predict(
 
 @app.command()
 def status() -> None:
-    """Tell what is there: received, in quarantine and why, learnt, serving."""
-    stores = _stores(_ready())
+    """Tell what runs and what is there: received, waiting, in quarantine and why, delivered, learnt, serving."""
+    settings = _ready()
+    stores = _stores(settings)
     from flows.console import pairs, table
-    from flows.views import QUARANTINE_COLUMNS, overview, quarantine
+    from flows.views import HEALTH_COLUMNS, QUARANTINE_COLUMNS, STUCK_COLUMNS, overview, quarantine, stuck
 
+    if (settings.home / "run").is_dir():
+        from flows.health import health
+
+        table("Processes", HEALTH_COLUMNS, [(one.name, one.state, one.told) for one in health(settings)])
     pairs("Nocturne", overview(stores))
+    if waiting := stuck(stores):
+        table("Stuck", STUCK_COLUMNS, waiting)
     if kept := quarantine(stores):
         table("In quarantine", QUARANTINE_COLUMNS, kept)
+
+
+@app.command()
+def up() -> None:
+    """Run everything on this host: Prefect, MLflow, the listener, watchers, relay and workers. Ctrl-C stops it all."""
+    settings = _ready()
+    _stores(settings).catalog.close()  # made and brought up to date once, before many processes open it
+    from deployments.environment import client_environment, server_environment
+
+    from flows.console import table
+    from flows.up import supervise
+    from flows.views import HEALTH_COLUMNS
+
+    supervise(
+        settings,
+        {**server_environment(settings), **client_environment(settings)},
+        lambda found: table("Processes", HEALTH_COLUMNS, [(one.name, one.state, one.told) for one in found]),
+    )
+
+
+@app.command()
+def deploy(
+    recipe: Annotated[
+        list[Path] | None, typer.Option(exists=True, dir_okay=False, help="Learn this nightly too; repeatable.")
+    ] = None,
+    wait_seconds: Annotated[float, typer.Option(help="How long to wait for the Prefect server.")] = 300.0,
+) -> None:
+    """Tell the Prefect server what there is to run: schedules, triggers, limits and automations."""
+    settings = _served(wait_seconds)
+    from deployments.deploy import deploy as tell
+
+    from flows.console import out
+
+    for name in tell(settings, recipes=tuple(recipe or ())):
+        out.print(f"deployed {name}")
+
+
+@running.command("listener")
+def run_listener() -> None:
+    """Take in what is sent by C-STORE."""
+    settings = _ready()
+    from flows.services import run_listener as work
+
+    work(settings)
+
+
+@running.command("watch")
+def run_watch() -> None:
+    """Take in what appears in watched folders and in Orthanc."""
+    settings = _ready()
+    from flows.services import run_watch as work
+
+    work(settings)
+
+
+@running.command("relay")
+def run_relay() -> None:
+    """Complete studies, start their runs, send results that wait, and look after lost runs."""
+    settings = _served()
+    from deployments.watchdog import watch
+
+    from flows.services import run_relay as work
+
+    work(settings, lambda: watch(settings))
+
+
+@running.command("worker")
+def run_worker() -> None:
+    """Run what the Prefect server schedules, but for arrivals."""
+    settings = _served()
+    from deployments.warm_worker import run_worker as work
+
+    from flows.services import with_heartbeat
+
+    with_heartbeat(settings, "worker", lambda: work(settings))
+
+
+@running.command("arrivals")
+def run_arrivals() -> None:
+    """Run what arrived, with models that stay in memory."""
+    settings = _served()
+    from deployments.warm_worker import run_arrivals as work
+
+    from flows.services import with_heartbeat
+
+    with_heartbeat(settings, "arrivals", lambda: work(settings))
+
+
+@app.command()
+def pull(
+    peer: Annotated[str, typer.Argument(help="A PACS, by its name under [[peers]] in the settings.")],
+    since: Annotated[str, typer.Option(help="How far back: 12h, 1d, 2w.")] = "1d",
+    modality: Annotated[str, typer.Option(help="Only studies with this modality, as CT.")] = "",
+    study: Annotated[list[str] | None, typer.Option(help="A StudyInstanceUID; repeatable.")] = None,
+) -> None:
+    """Ask a PACS for studies and take in those that are new."""
+    settings = _ready()
+    stores = _stores(settings)
+    from flows.console import out
+    from flows.services import pull as ask
+
+    out.print(str(ask(settings, stores, peer, since=since, modality=modality, studies=tuple(study or ()))))
 
 
 @app.command()
@@ -317,6 +428,18 @@ def _ready() -> Settings:
 
     settings = Settings.load()
     prepare_environment(settings)
+    return settings
+
+
+def _served(wait_seconds: float = 300.0) -> Settings:
+    """As `_ready`, with the Prefect server of the settings, once it answers."""
+    settings = _ready()
+    from deployments.environment import client_environment
+
+    from flows.health import await_server
+
+    os.environ.update(client_environment(settings))
+    await_server(settings, wait_seconds)
     return settings
 
 

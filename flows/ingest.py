@@ -43,9 +43,9 @@ class Ingested(BaseModel):
 
 
 @flow(name="ingest", flow_run_name="ingest {batch}", task_runner=THREADS)
-def ingest(batch: BatchRef, images: Images | None = None) -> Ingested:
-    """Ingest a batch of places; `images` are a recipe's, whose rules on colour and burned-in text are followed."""
-    stores, rules = open_stores(), _rules(images)
+def ingest(batch: BatchRef, images: Images | tuple[Images, ...] | None = None) -> Ingested:
+    """Ingest a batch of places; `images` are recipes', whose rules on colour and burned-in text are followed."""
+    stores, rules = open_stores(), _rules((images,) if isinstance(images, Images) else images or ())
     found = door.scan(stores, batch, rules)
     with stage("ingest", len(found.series), "series"):
         images_in = in_parts(door.ingest_series, found.series, stores=stores, rules=rules)
@@ -67,10 +67,10 @@ def ingest(batch: BatchRef, images: Images | None = None) -> Ingested:
     return done
 
 
-def _rules(images: Images | None) -> door.IngestRules:
-    """What is accepted: by the installation's rule, and by the recipe's where there is one."""
-    asked = images.allow_without_burned_in if images else ()
+def _rules(images: tuple[Images, ...]) -> door.IngestRules:
+    """What is accepted: by the installation's rule, and by those of the recipes that the images are for."""
+    asked = [modality for meant in images for modality in meant.allow_without_burned_in]
     return door.IngestRules(
         allow_without_burned_in=frozenset((*Settings.load().allow_without_burned_in, *asked)),
-        colour=bool(images and images.colour),
+        colour=any(meant.colour for meant in images),
     )

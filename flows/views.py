@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
 from tasks.stores.house import Stores
 from tasks.stores.tables import (
+    AnalysisRow,
+    ArrivalRow,
     DatasetRecord,
     DecisionRow,
+    DeliveryRow,
     EvaluationRow,
+    InstanceRow,
     LabelRow,
+    OutboxRow,
     PredictionRow,
     QuarantineRow,
     SeriesRow,
     SplitRow,
     StudyRow,
+    StudyVersionRow,
     VolumeRow,
+    now,
 )
 
 if TYPE_CHECKING:
     from tasks.stores.registry import RegisteredVersion
 
+_LATE_MINUTES = 10
+HEALTH_COLUMNS = ("process", "state", "")
+STUCK_COLUMNS = ("study", "what", "why", "since")
 QUARANTINE_COLUMNS = ("reason", "what", "study", "modality", "instances", "since")
 PREDICTION_COLUMNS = ("study", "class", "found", "volume mL", "confidence")
 
@@ -37,6 +48,7 @@ def overview(stores: Stores) -> list[tuple[str, Any]]:
     judged = catalog.find(EvaluationRow, order_by=EvaluationRow.created_at.desc(), limit=1)
     return [
         ("home", stores.locations.home),
+        *_received(stores),
         ("studies", catalog.count(StudyRow)),
         ("series", catalog.count(SeriesRow)),
         ("volumes", f"{sum(modalities.values())}  {_counts(modalities)}"),
@@ -48,6 +60,64 @@ def overview(stores: Stores) -> list[tuple[str, Any]]:
         ("last evaluation", _evaluation(judged[0]) if judged else "none"),
         ("last decision", _decision(last[0]) if last else "none"),
     ]
+
+
+def _received(stores: Stores) -> list[tuple[str, Any]]:
+    """What came in and how far it got: every study version is in exactly one of the outcomes."""
+    catalog = stores.catalog
+    instances = catalog.count(InstanceRow)
+    if not instances:
+        return []
+    outcomes = _grouped(stores, StudyVersionRow.outcome)
+    outcomes["on its way"] = outcomes.pop("", 0)
+    deliveries = _grouped(stores, DeliveryRow.state)
+    return [
+        ("instances received", f"{instances:,}"),
+        ("studies coming in", catalog.count(ArrivalRow, ArrivalRow.waiting > 0)),
+        ("study versions", f"{sum(outcomes.values())}  {_counts({k: n for k, n in outcomes.items() if n})}"),
+        ("analyses", f"{catalog.count(AnalysisRow)}  {_counts(_grouped(stores, AnalysisRow.role))}"),
+        ("deliveries", f"{sum(deliveries.values())}  {_counts(deliveries)}"),
+    ]
+
+
+def stuck(stores: Stores, limit: int = 20) -> list[tuple[Any, ...]]:
+    """What does not get on, and why: events and results that are not acknowledged, runs that failed or never began."""
+    return [*_untold(stores, limit), *_unfinished(stores, limit), *_failed(stores, limit)]
+
+
+def _untold(stores: Stores, limit: int) -> list[tuple[Any, ...]]:
+    waiting = (OutboxRow.done_at.is_(None), OutboxRow.error != "")
+    rows = stores.catalog.find(OutboxRow, *waiting, order_by=OutboxRow.created_at, limit=limit)
+    what = {"event": "not yet told to Prefect", "delivery": "not yet delivered"}
+    return [(_short(_study_of(stores, r)), what[r.kind], r.error, _when(r.created_at)) for r in rows]
+
+
+def _unfinished(stores: Stores, limit: int) -> list[tuple[Any, ...]]:
+    late = now() - timedelta(minutes=_LATE_MINUTES)
+    waiting = (StudyVersionRow.finished_at.is_(None), StudyVersionRow.completed_at < late)
+    rows = stores.catalog.find(StudyVersionRow, *waiting, order_by=StudyVersionRow.completed_at, limit=limit)
+    return [
+        (
+            _short(r.study),
+            "analysis not finished",
+            f"run {r.run} has it" if r.started_at else "no run has begun: does `arrivals` run?",
+            _when(r.completed_at),
+        )
+        for r in rows
+    ]
+
+
+def _failed(stores: Stores, limit: int) -> list[tuple[Any, ...]]:
+    bad = StudyVersionRow.outcome.in_(("failed", "refused"))
+    rows = stores.catalog.find(StudyVersionRow, bad, order_by=StudyVersionRow.completed_at.desc(), limit=limit)
+    return [(_short(r.study), r.outcome, r.detail, _when(r.completed_at)) for r in rows]
+
+
+def _study_of(stores: Stores, message: OutboxRow) -> str:
+    if study := message.payload.get("study"):
+        return str(study)
+    row = stores.catalog.get(DeliveryRow, message.message)
+    return row.study if row else message.message
 
 
 def quarantine(stores: Stores, limit: int = 50) -> list[tuple[Any, ...]]:

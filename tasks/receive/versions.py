@@ -12,7 +12,7 @@ from models.refs import BatchRef, StudyVersionRef
 from tasks.stores.house import Stores
 from tasks.stores.tables import StudyVersionRow, now
 
-Outcome = Literal["delivered", "waiting", "predicted", "ingested", "nothing-fits", "quarantined", "failed"]
+Outcome = Literal["delivered", "waiting", "predicted", "ingested", "nothing-fits", "quarantined", "refused", "failed"]
 
 
 class Opened(BaseModel):

@@ -272,7 +272,7 @@ class StudyVersionRow(Base):
     started_at: Mapped[datetime | None] = mapped_column(default=None)
     finished_at: Mapped[datetime | None] = mapped_column(default=None, index=True)
     run: Mapped[str] = mapped_column(default="")  # the flow run that has it
-    outcome: Mapped[str] = mapped_column(default="")  # delivered, waiting, ingested, nothing-fits, failed
+    outcome: Mapped[str] = mapped_column(default="")  # tasks.receive.versions.Outcome
     detail: Mapped[str] = mapped_column(default="")
 
 

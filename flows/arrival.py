@@ -1,0 +1,83 @@
+"""A study arrived: ingest it, let the champions say what it shows, and send that back to the PACS."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import BaseModel, ConfigDict
+from tasks.deliver.door import Delivered
+
+from flows.artifacts import show_arrival
+from flows.environment import open_stores
+from flows.ingest import Ingested, ingest
+from flows.parts import THREADS
+from models.errors import NocturneError
+from models.refs import AnalysisRef, StudyVersionRef
+from models.settings import Settings
+from tasks.deliver import door as delivering
+from tasks.predict import door as predicting
+from tasks.receive import door as receiving
+from tasks.receive.door import Outcome
+from tasks.register import door as registering
+from tasks.stores.house import Stores
+from tasks.stores.packages import read_description
+from tasks.stores.tables import AnalysisRow
+
+
+class Handled(BaseModel):
+    """What became of a study version."""
+
+    model_config = ConfigDict(frozen=True)
+    outcome: Outcome
+    detail: str
+    analyses: tuple[AnalysisRef, ...] = ()
+    delivered: tuple[Delivered, ...] = ()
+
+
+@flow(name="study arrived", flow_run_name="study {version}", task_runner=THREADS)
+def study_arrived(version: StudyVersionRef) -> Handled:
+    """Ingest a study version, analyse it with every model that serves, and deliver the results."""
+    stores, settings = open_stores(), Settings.load()
+    study = receiving.open_version(stores, version, str(flow_run.id))
+    if study.batch is None:
+        return Handled(outcome="ingested", detail=f"brought to an end before, by run {study.done_by}")
+    try:
+        serving = registering.serving(stores, settings.arrivals.models, settings.arrivals.shadow)
+        described = [read_description(stores.packages.local(model.package.key)) for model in serving]
+        arrived = ingest(study.batch, tuple(package.recipe.images for package in described))
+        analyses = tuple(
+            predicting.analyse(stores, version, model.package, arrived.volumes, model.name, model.version, model.role)
+            for model in (serving if arrived.volumes else ())
+        )
+        delivered = tuple(
+            sent
+            for analysis, model in zip(analyses, serving, strict=False)
+            if model.role == "champion" and settings.destinations
+            for sent in delivering.deliver(stores, analysis, settings.destinations, settings.listener.ae_title)
+        )
+        outcome, detail = _told(stores, arrived, analyses, delivered)
+    except Exception as error:
+        told = str(error) if isinstance(error, NocturneError) else type(error).__name__
+        receiving.close_version(stores, version, "failed", told)
+        raise
+    receiving.close_version(stores, version, outcome, detail)
+    show_arrival(stores, study, arrived.rows(), analyses, delivered)
+    return Handled(outcome=outcome, detail=detail, analyses=analyses, delivered=delivered)
+
+
+def _told(
+    stores: Stores, arrived: Ingested, analyses: tuple[AnalysisRef, ...], delivered: tuple[Delivered, ...]
+) -> tuple[Outcome, str]:
+    """How far it came, and why no further."""
+    if not arrived.volumes and not arrived.labels and arrived.quarantined:
+        return "quarantined", ", ".join(f"{n} × {reason}" for reason, n in sorted(arrived.quarantined.items()))
+    if not analyses:
+        return "ingested", "no model serves" if arrived.volumes else "no images in it"
+    rows = [row for ref in analyses if (row := stores.catalog.get(AnalysisRow, ref.key)) is not None]
+    if all(row.outcome == "nothing-fits" for row in rows):
+        return "nothing-fits", "; ".join(f"{row.name}: {row.detail}" for row in rows)
+    if late := [sent for sent in delivered if sent.state == "waiting"]:
+        return "waiting", "; ".join(f"{sent.destination}: {sent.detail}" for sent in late)
+    if refused := [sent for sent in delivered if sent.state == "refused"]:
+        return "refused", "; ".join(f"{sent.destination}: {sent.detail}" for sent in refused)
+    return ("delivered" if delivered else "predicted"), ""

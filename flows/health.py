@@ -1,0 +1,89 @@
+"""What runs and what does not: one line for each process of `nocturne up`."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from models.errors import ServiceUnavailableError
+from models.settings import Settings
+from tasks.stores.heartbeats import Sign, signs
+
+_STALE_SECONDS = 15.0
+_PATIENCE = 1.0
+
+State = Literal["well", "trouble", "away", "not started"]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One process and how it is."""
+
+    name: str
+    state: State
+    told: str = ""
+
+
+def mlflow_page(settings: Settings) -> str:
+    """Where MLflow's pages are."""
+    address = settings.tracking()
+    return address if address.startswith("http") else f"http://{settings.services.host}:{settings.services.mlflow_port}"
+
+
+def processes(settings: Settings) -> tuple[str, ...]:
+    """Our own processes that this installation needs."""
+    watch = ("watch",) if settings.watched or settings.orthanc else ()
+    return ("listener", *watch, "relay", "worker", "arrivals")
+
+
+def health(settings: Settings) -> list[Health]:
+    """Every process; takes a second at most."""
+    told = {sign.name: sign for sign in signs(settings.home)}
+    with ThreadPoolExecutor(2) as pool:
+        prefect = pool.submit(_served, "prefect", f"{settings.prefect()}/health", settings.prefect())
+        mlflow = pool.submit(_served, "mlflow", f"{mlflow_page(settings)}/health", mlflow_page(settings))
+        return [prefect.result(), mlflow.result(), *(_process(name, told) for name in processes(settings))]
+
+
+def await_server(settings: Settings, seconds: float) -> None:
+    """Until the Prefect server answers. Raises ServiceUnavailableError."""
+    end = time.monotonic() + seconds
+    while _served("prefect", f"{settings.prefect()}/health", settings.prefect()).state != "well":
+        if time.monotonic() > end:
+            raise ServiceUnavailableError(
+                f"the Prefect server has not answered for {seconds:.0f} s",
+                where=settings.prefect(),
+                hint="start it with `nocturne up`, or set prefect_url",
+            )
+        time.sleep(0.5)
+
+
+def _served(name: str, url: str, shown: str) -> Health:
+    try:
+        # No proxy: these are this installation's own servers.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=_PATIENCE) as answer:
+            return Health(name, "well", shown.removesuffix("/api")) if answer.status == 200 else _away(name, shown)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return _away(name, shown)
+
+
+def _away(name: str, shown: str) -> Health:
+    return Health(name, "away", f"no answer at {shown.removesuffix('/api')}")
+
+
+def _process(name: str, told: Mapping[str, Sign]) -> Health:
+    sign = told.get(name)
+    if sign is None:
+        return Health(name, "not started", "`nocturne up` starts it")
+    if not sign.alive:
+        return Health(name, "away", f"ended without notice {sign.age:.0f} s ago; see its log")
+    if sign.age > _STALE_SECONDS:
+        return Health(name, "away", f"no sign of life for {sign.age:.0f} s; see its log")
+    figures = ", ".join(f"{n:,} {what}" for what, n in sign.figures.items())
+    return Health(name, "trouble" if sign.trouble else "well", sign.trouble or figures)
