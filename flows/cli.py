@@ -282,15 +282,12 @@ def up() -> None:
     """Run everything on this host: Prefect, MLflow, the listener, watchers, relay and workers. Ctrl-C stops it all."""
     settings = _ready()
     _stores(settings).catalog.close()  # made and brought up to date once, before many processes open it
-    from deployments.environment import client_environment, server_environment
-
     from flows.console import table
     from flows.up import supervise
     from flows.views import HEALTH_COLUMNS
 
     supervise(
         settings,
-        {**server_environment(settings), **client_environment(settings)},
         lambda found: table("Processes", HEALTH_COLUMNS, [(one.name, one.state, one.told) for one in found]),
     )
 
@@ -310,6 +307,25 @@ def deploy(
 
     for name in tell(settings, recipes=tuple(recipe or ())):
         out.print(f"deployed {name}")
+
+
+@running.command("prefect")
+def run_prefect() -> None:
+    """Start Prefect's server with this installation's settings."""
+    settings = _ready()
+    from deployments.environment import server_environment
+    from flows.servers import run_prefect as become
+
+    become(settings, server_environment(settings))
+
+
+@running.command("mlflow")
+def run_mlflow() -> None:
+    """Start MLflow's server on this installation's registry."""
+    settings = _ready()
+    from flows.servers import run_mlflow as become
+
+    become(settings)
 
 
 @running.command("listener")
@@ -346,7 +362,6 @@ def run_worker() -> None:
     """Run what the Prefect server schedules, but for arrivals."""
     settings = _served()
     from deployments.warm_worker import run_worker as work
-
     from flows.services import with_heartbeat
 
     with_heartbeat(settings, "worker", lambda: work(settings))
@@ -357,7 +372,6 @@ def run_arrivals() -> None:
     """Run what arrived, with models that stay in memory."""
     settings = _served()
     from deployments.warm_worker import run_arrivals as work
-
     from flows.services import with_heartbeat
 
     with_heartbeat(settings, "arrivals", lambda: work(settings))
@@ -435,7 +449,6 @@ def _served(wait_seconds: float = 300.0) -> Settings:
     """As `_ready`, with the Prefect server of the settings, once it answers."""
     settings = _ready()
     from deployments.environment import client_environment
-
     from flows.health import await_server
 
     os.environ.update(client_environment(settings))

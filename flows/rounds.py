@@ -58,6 +58,7 @@ class Rounds:
                 for job in self._jobs:
                     job.join(timeout=_LONGEST_PAUSE)
             if self._fault is not None:
+                heartbeat.beat(self._told(), f"ended: {type(self._fault).__name__}; see the log")
                 raise self._fault
             heartbeat.end()
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,18 +54,13 @@ class Program:
 
 def programs(settings: Settings) -> list[Program]:
     """What has to run. A server that the settings place elsewhere is not started here."""
+    names: tuple[str, ...] = () if settings.prefect_url else ("prefect",)
+    names += () if settings.tracking().startswith("http") else ("mlflow",)
     ours = (sys.executable, "-m", "flows")
-    host, services = settings.services.host, settings.services
-    found = []
-    if not settings.prefect_url:
-        server = ("-m", "prefect", "server", "start", "--host", host, "--port", str(services.prefect_port))
-        found.append(Program("prefect", (sys.executable, *server)))
-    if not settings.tracking().startswith("http"):
-        place = ("--host", host, "--port", str(services.mlflow_port), "--workers", "1")
-        found.append(Program("mlflow", (sys.executable, "-m", "mlflow", "server", *place)))
-    found.append(Program("deploy", (*ours, "deploy"), once=True))
-    found += [Program(name, (*ours, "run", name), stop_seconds=_STOP_SECONDS) for name in processes(settings)]
-    return found
+    servers = [Program(name, (*ours, "run", name)) for name in names]
+    deploy = Program("deploy", (*ours, "deploy"), once=True)
+    workers = [Program(name, (*ours, "run", name), stop_seconds=_STOP_SECONDS) for name in processes(settings)]
+    return [*servers, deploy, *workers]
 
 
 def configuration(settings: Settings) -> str:
@@ -85,7 +80,7 @@ def configuration(settings: Settings) -> str:
     return "\n".join(head) + "\n\n" + "\n\n".join(p.section(logs) for p in programs(settings)) + "\n"
 
 
-def start(settings: Settings, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(settings: Settings) -> subprocess.Popen[bytes]:
     """supervisord with all programs. Raises SettingsError where it runs already."""
     from flows.rounds import alone
 
@@ -98,20 +93,20 @@ def start(settings: Settings, environment: Mapping[str, str]) -> subprocess.Pope
     file.write_text(configuration(settings), encoding="utf-8")
     return subprocess.Popen(
         [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(file)],
-        env={**os.environ, **_mlflow(settings), **environment},
+        env={**os.environ, "NOCTURNE_HOME": str(settings.home)},
         cwd=settings.home,
         start_new_session=True,  # Ctrl-C is ours to pass on: in order, and once
     )
 
 
-def supervise(settings: Settings, environment: Mapping[str, str], tell: Callable[[Sequence[Health]], None]) -> int:
+def supervise(settings: Settings, tell: Callable[[Sequence[Health]], None]) -> int:
     """Start everything, tell how it is whenever that changes, and stop everything on Ctrl-C or SIGTERM.
 
     Returns supervisord's exit code. Raises ServiceUnavailableError where it ends by itself.
     """
     asked: list[int] = []
     before = {n: signal.signal(n, lambda number, frame: asked.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
-    process = start(settings, environment)
+    process = start(settings)
     told: Sequence[tuple[str, str]] = ()
     try:
         while not asked and process.poll() is None:
@@ -148,14 +143,6 @@ def _wait(asked: Sequence[int], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not asked and time.monotonic() < end:
         time.sleep(0.1)
-
-
-def _mlflow(settings: Settings) -> dict[str, str]:
-    """The tracking store for MLflow's server; not among its arguments, as it may hold a password."""
-    return {
-        "MLFLOW_BACKEND_STORE_URI": settings.tracking(),
-        "MLFLOW_ARTIFACTS_DESTINATION": str(settings.home / "mlartifacts"),
-    }
 
 
 def _quoted(command: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flows import health as looking
+from flows import servers
 from flows.health import health
 from flows.services import duration
 from flows.up import configuration
@@ -27,11 +28,22 @@ def sections(settings: Settings) -> dict[str, str]:
     return {n.removeprefix("program:"): read[n]["command"] for n in read.sections() if n.startswith("program:")}
 
 
-def test_everything_that_is_needed_is_started_on_loopback(tmp_path: Path) -> None:
+def test_everything_that_is_needed_is_started(tmp_path: Path) -> None:
     found = sections(Settings(home=tmp_path))
     assert list(found) == ["prefect", "mlflow", "deploy", "listener", "relay", "worker", "arrivals"]
-    assert "--host 127.0.0.1" in found["prefect"]
-    assert "--host 127.0.0.1" in found["mlflow"]
+    assert found["prefect"].endswith("-m flows run prefect")
+
+
+def test_servers_listen_on_loopback_and_hide_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(servers.os, "execve", lambda path, command, env: started.append((command, env)))
+    settings = Settings(home=tmp_path, tracking_url="postgresql://mlflow:hunter2@db/mlflow")  # type: ignore[arg-type]
+    servers.run_prefect(settings, {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"})
+    servers.run_mlflow(settings)
+    for command, _ in started:
+        assert command[command.index("--host") + 1] == "127.0.0.1"
+        assert "hunter2" not in " ".join(command)
+    assert started[1][1]["MLFLOW_BACKEND_STORE_URI"].endswith("hunter2@db/mlflow")
 
 
 def test_what_lies_elsewhere_is_not_started_and_what_is_watched_is(tmp_path: Path) -> None:
