@@ -17,8 +17,10 @@ from models.networks import build
 from models.package import ModelPackage
 from tasks.imaging.components import keep_largest
 from tasks.imaging.device import Precision, choose_device, memory_told
-from tasks.imaging.prepare import prepare_image, restore_probabilities
-from tasks.imaging.sliding import class_probabilities, sliding_window
+from tasks.imaging.prepare import prepare_image
+from tasks.imaging.restore import Restorer
+from tasks.imaging.sliding import class_probabilities, sliding_bands
+from tasks.imaging.streamed import WHOLE_BYTES, prepared_planes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,10 @@ class Segmentation:
 
 
 class Predictor:
-    """Build once, use for many images. Raises PackageError where the weights do not fit the plan's network."""
+    """Build once, use for many images. Raises PackageError where the weights do not fit the plan's network.
+
+    Images whose prepared form takes more than `whole_bytes` are prepared a few slices at a time.
+    """
 
     def __init__(
         self,
@@ -42,8 +47,9 @@ class Predictor:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         *,
         precision: Precision = "auto",
+        whole_bytes: int = WHOLE_BYTES,
     ) -> None:
-        self.package, self.precision = package, precision
+        self.package, self.precision, self.whole_bytes = package, precision, whole_bytes
         self.device = choose_device(device)
         network = build(package.plan.network)
         try:
@@ -53,22 +59,28 @@ class Predictor:
         self.network: nn.Module = network.to(self.device).eval()
 
     def segment(self, array: NDArray[Any], geometry: Geometry) -> Segmentation:
-        """The mask of an image ([c,] z, y, x). Raises PixelError where the image does not fit the plan."""
+        """The mask of an image ([c,] z, y, x). Raises PixelError where the image does not fit the plan.
+
+        Probabilities become labels on the image's own grid while the tiles go on: beside the image and the mask there
+        is never more than a band of slices, so the memory that a scan takes does not grow with its length.
+        """
         plan = self.package.plan
-        prepared = prepare_image(array, geometry, plan.prepare)
         with memory_told(self.package.key):
-            probabilities = sliding_window(
+            prepared, layout = prepared_planes(array, geometry, plan.prepare, whole_bytes=self.whole_bytes)
+            restorer = Restorer(layout.target, layout.crop, geometry)
+            for first, probabilities in sliding_bands(
                 self.network,
-                torch.from_numpy(prepared.array),
+                prepared,
                 plan.infer.tile,
                 plan.infer.overlap,
                 mirror_axes=plan.infer.mirror_axes,
                 precision=self.precision,
                 device=self.device,
-            ).numpy()
-        labels = restore_probabilities(probabilities, prepared, geometry)
+            ):
+                restorer.take(first, probabilities.numpy())
         kept = [i + 1 for i, name in enumerate(plan.classes) if name in self.package.keep_largest]
-        return Segmentation(keep_largest(labels, kept) if kept else labels, _confidence(probabilities))
+        labels = keep_largest(restorer.labels, kept) if kept else restorer.labels
+        return Segmentation(labels, restorer.confidence(len(plan.classes)))
 
     def classify(self, array: NDArray[Any], geometry: Geometry) -> NDArray[np.float32]:
         """Probabilities (n classes) of an image ([c,] z, y, x). Raises PixelError where it does not fit the plan."""
@@ -79,9 +91,3 @@ class Predictor:
             images = images[:, :, 0]
         with memory_told(self.package.key):
             return class_probabilities(self.network, images, plan.infer.mirror_axes, self.precision)[0].cpu().numpy()
-
-
-def _confidence(probabilities: NDArray[np.float32]) -> tuple[float, ...]:
-    winner = probabilities.argmax(axis=0)
-    chosen = (probability[winner == value] for value, probability in enumerate(probabilities) if value > 0)
-    return tuple(float(part.mean()) if part.size else 0.0 for part in chosen)

@@ -1,12 +1,12 @@
 """From an image to the network's grid and values, and from the network's grid back.
 
 Forth: crop → filters → normalise → resample (nnU-Net's order, filters first so that they see the scanner's values).
-Back: the prepared grid's affine says where it lies, so the way back needs nothing but the two geometries.
+Back (labels here, probabilities in `restore`): the prepared grid's affine says where it lies, so the way back needs
+nothing but the two geometries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,10 @@ from models.geometry import Geometry
 from models.plan import IntTriple, PreparePlan
 from tasks.imaging.crop import Box, box_slices, crop_to, nonzero_box, whole_box
 from tasks.imaging.normalise import normalise
-from tasks.imaging.resample import Order, resample, resample_to_grid
+from tasks.imaging.resample import resample, resample_to_grid
 
 Float32 = NDArray[np.float32]
 
-RESTORE_SLAB_BYTES = 64 << 20
 ANISOTROPY = 3.0
 """Ratio of spacings beyond which a thick-sliced image takes z by nearest neighbour (nnU-Net's)."""
 
@@ -42,6 +41,34 @@ def prepare_image(array: NDArray[Any], geometry: Geometry, plan: PreparePlan) ->
     2-D plans leave z as it is. With `plan.size` (classification) the image keeps its proportions in the slice: it is
     fitted into the size, smoothed where it shrinks, and padded evenly with its darkest value; z is fitted alone.
     """
+    layout = lay_out(array, geometry, plan)
+    channels, crop, target = layout.channels, layout.crop, layout.target
+    fitted = layout.inner.resized(_fit(layout.inner, plan.size)) if plan.size else target
+    apart = plan.anisotropic or is_thick(layout.inner, fitted)
+    result = np.empty((len(channels), *target.shape), np.float32)
+    for channel, out, how in zip(channels, result, plan.normalisation, strict=True):
+        values = normalise(filtered(crop_to(channel, crop), plan), how)
+        if plan.size is None:
+            resample(values, target.shape, anisotropic=apart, out=out)
+        else:
+            out[...] = values.min()
+            goal = out[_padding_slices(fitted.shape, target.shape)]
+            goal[...] = resample(values, fitted.shape, anisotropic=apart, antialias=True)
+    return PreparedImage(result, target, crop)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a prepared image will lie: `crop` of the original grid is `inner`, and becomes `target`."""
+
+    channels: NDArray[Any]
+    crop: Box
+    inner: Geometry
+    target: Geometry
+
+
+def lay_out(array: NDArray[Any], geometry: Geometry, plan: PreparePlan) -> Layout:
+    """Raises PixelError as `prepare_image` does."""
     channels = array[None] if array.ndim == 3 else array
     if len(channels) != plan.channels:
         raise PixelError(
@@ -52,25 +79,17 @@ def prepare_image(array: NDArray[Any], geometry: Geometry, plan: PreparePlan) ->
     _check_finite(channels)
     crop = nonzero_box(channels) if plan.crop == "nonzero" else whole_box(geometry.shape)
     inner = geometry.cropped(box_slices(crop))
-    target = target_grid(inner, plan)
-    fitted = inner.resized(_fit(inner, plan.size)) if plan.size else target
-    result = np.empty((len(channels), *target.shape), np.float32)
-    apart = plan.anisotropic or _is_thick(inner, fitted)
-    for channel, out, how in zip(channels, result, plan.normalisation, strict=True):
-        part = crop_to(channel, crop)
-        if plan.steps:
-            # Here, because skimage takes long to load and most recipes filter nothing.
-            from tasks.imaging.filters import apply_filters
+    return Layout(channels, crop, inner, target_grid(inner, plan))
 
-            part = apply_filters(part, plan.steps)
-        values = normalise(part, how)
-        if plan.size is None:
-            resample(values, target.shape, anisotropic=apart, out=out)
-        else:
-            out[...] = values.min()
-            goal = out[_padding_slices(fitted.shape, target.shape)]
-            goal[...] = resample(values, fitted.shape, anisotropic=apart, antialias=True)
-    return PreparedImage(result, target, crop)
+
+def filtered(part: NDArray[Any], plan: PreparePlan) -> NDArray[Any]:
+    """Some whole slices (z, y, x) of one channel after the plan's filters, each of which works slice by slice."""
+    if not plan.steps:
+        return part
+    # Here, because skimage takes long to load and most recipes filter nothing.
+    from tasks.imaging.filters import apply_filters
+
+    return apply_filters(part, plan.steps)
 
 
 def prepare_mask(
@@ -100,46 +119,12 @@ def restore_labels(labels: NDArray[np.uint8], prepared: PreparedImage, original:
     return np.asarray(resample_to_grid(labels, prepared.geometry, original, order=0), dtype=np.uint8)
 
 
-def restore_probabilities(
-    probabilities: NDArray[Any],
-    prepared: PreparedImage,
-    original: Geometry,
-    *,
-    order: Order = 1,
-    slab_bytes: int = RESTORE_SLAB_BYTES,
-) -> NDArray[np.uint8]:
-    """The likeliest class (0 the background) of each voxel of the original grid; 0 outside the crop.
-
-    `probabilities` (k, z, y, x) lie on the prepared grid; logits do as well. They are interpolated (nnU-Net: linearly)
-    a few slices at a time, so that beside them and the result there are about `slab_bytes` in use.
-    """
-    if prepared.geometry.same_grid(original, tolerance=1e-3):
-        return probabilities.argmax(axis=0).astype(np.uint8)
-    labels = np.zeros(original.shape, np.uint8)
-    inside = box_slices(prepared.crop)
-    goal, grid = labels[inside], original.cropped(inside)
-    for low, high in _slabs(grid.shape, slab_bytes):
-        slab = grid.cropped((slice(low, high), slice(None), slice(None)))
-        z0, z1 = _needed(slab, prepared.geometry, margin=2 if order < 3 else 14)
-        source = prepared.geometry.cropped((slice(z0, z1), slice(None), slice(None)))
-        best: NDArray[Any] | None = None
-        for value, channel in enumerate(probabilities):
-            seen = resample_to_grid(channel[z0:z1], source, slab, order=order)
-            if best is None:
-                best = seen
-                continue
-            more = seen > best
-            goal[low:high][more] = value
-            np.maximum(best, seen, out=best)
-    return labels
-
-
 def _check_finite(channels: NDArray[Any]) -> None:
     if channels.dtype.kind == "f" and not np.isfinite(channels).all():
         raise PixelError("the image holds NaN or infinite values", reason="non-finite-pixels")
 
 
-def _is_thick(inner: Geometry, target: Geometry) -> bool:
+def is_thick(inner: Geometry, target: Geometry) -> bool:
     """Whether slices lie so far apart that cubic interpolation across them invents more than it tells."""
     z, y, x = inner.spacing
     return inner.shape[0] != target.shape[0] and z > ANISOTROPY * max(y, x)
@@ -164,18 +149,3 @@ def _padding(shape: IntTriple, size: IntTriple) -> tuple[list[int], list[int]]:
 def _padding_slices(shape: IntTriple, size: IntTriple) -> tuple[slice, ...]:
     before, _ = _padding(shape, size)
     return tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
-
-
-def _slabs(shape: IntTriple, slab_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of slices whose three float32 copies stay below `slab_bytes`."""
-    step = max(1, slab_bytes // (3 * 4 * shape[1] * shape[2]))
-    for low in range(0, shape[0], step):
-        yield low, min(shape[0], low + step)
-
-
-def _needed(slab: Geometry, grid: Geometry, margin: int) -> tuple[int, int]:
-    """Slices of `grid` that interpolation on `slab` looks at."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in slab.shape], indexing="ij")).reshape(3, -1).T
-    z = grid.to_index(slab.to_world(corners))[:, 0]
-    low = int(np.clip(np.floor(z.min()) - margin, 0, grid.shape[0] - 1))
-    return low, int(np.clip(np.ceil(z.max()) + margin + 1, low + 1, grid.shape[0]))

@@ -14,11 +14,9 @@ from models.errors import PixelError
 from models.geometry import Geometry
 from models.plan import Normalisation, PreparePlan
 from tasks.imaging.prepare import (
-    PreparedImage,
     prepare_image,
     prepare_mask,
     restore_labels,
-    restore_probabilities,
 )
 
 
@@ -99,27 +97,6 @@ def test_restored_labels_of_a_coarser_grid_overlap_and_end_with_the_crop() -> No
     assert dice(back[inside] > 0, labels[inside] > 0) > 0.9
 
 
-@pytest.mark.parametrize("slab_bytes", [1, 40_000, 1 << 30])
-@pytest.mark.parametrize("order", [1, 3])
-def test_slabs_do_not_change_the_argmax(slab_bytes: int, order: int) -> None:
-    prepared = prepare_image(body(GRID.shape), GRID, plan(crop="nonzero"))
-    rng = np.random.default_rng(3)
-    probs = np.stack([ndimage.gaussian_filter(rng.normal(size=prepared.geometry.shape), 3) for _ in range(3)])
-    inner = GRID.cropped(tuple(slice(*r) for r in prepared.crop))
-    factors = [m / n for n, m in zip(prepared.geometry.shape, inner.shape, strict=True)]
-    whole = [ndimage.zoom(p, factors, order=order, mode="nearest", grid_mode=True) for p in probs]
-    truth = np.zeros(GRID.shape, np.uint8)
-    truth[tuple(slice(*r) for r in prepared.crop)] = np.argmax(whole, axis=0)
-    got = restore_probabilities(probs, prepared, GRID, order=order, slab_bytes=slab_bytes)
-    assert (got == truth).mean() > 0.9999
-
-
-def test_equal_grids_are_an_argmax_alone() -> None:
-    prepared = prepare_image(body(GRID.shape), GRID, plan(spacing=None))
-    probs = np.random.default_rng(0).random((4, *GRID.shape)).astype(np.float16)
-    np.testing.assert_array_equal(restore_probabilities(probs, prepared, GRID), probs.argmax(0))
-
-
 def test_labels_on_another_grid_of_the_same_patient_are_brought_over() -> None:
     coarse = GRID.resized((12, 30, 25))
     labels = blob(coarse.shape)
@@ -198,14 +175,6 @@ def test_a_real_hippocampus_survives_the_round_trip(shared_data: Path) -> None:
     voxels = np.asarray(nibabel.load(image).dataobj).T
     prepared = prepare_image(voxels, grid, plan(spacing=(0.8, 0.8, 0.8), crop="nonzero"))
     mask = prepare_mask(labels, grid, plan(), prepared)
-    one_hot = np.stack([(mask == v) for v in range(3)]).astype(np.float32)
-    for back in (restore_labels(mask, prepared, grid), restore_probabilities(one_hot, prepared, grid)):
-        for value in (1, 2):
-            assert dice(back == value, labels == value) > 0.97
-
-
-def test_prepared_images_carry_what_the_way_back_needs() -> None:
-    prepared = PreparedImage(np.zeros((1, 4, 4, 4), np.float32), GRID.resized((4, 4, 4)), ((0, 24), (0, 60), (0, 50)))
-    back = restore_probabilities(np.stack([np.zeros((4, 4, 4)), np.ones((4, 4, 4))]), prepared, GRID)
-    assert back.shape == GRID.shape
-    assert (back == 1).all()
+    back = restore_labels(mask, prepared, grid)
+    for value in (1, 2):
+        assert dice(back == value, labels == value) > 0.97

@@ -1,0 +1,133 @@
+"""From class probabilities on the prepared grid back to a label map on the image's own grid, while they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.geometry import Geometry
+from models.plan import IntTriple
+from tasks.imaging.crop import Box, box_slices
+from tasks.imaging.resample import resample_to_grid
+
+Float32 = NDArray[np.float32]
+
+SLAB_BYTES = 64 << 20
+"""About what the probabilities of the slices that are restored at once may take."""
+
+_MARGIN = 2
+_SAME = 1e-3
+
+
+class Restorer:
+    """Takes probabilities from the first prepared slice to the last; holds those alone that interpolation still needs.
+
+    They are interpolated linearly (nnU-Net's rule), and `labels` (z, y, x) uint8 gets the likeliest class of each voxel
+    of `original`: 0 is the background, and what lies outside the crop.
+    """
+
+    def __init__(self, prepared: Geometry, crop: Box, original: Geometry, *, slab_bytes: int = SLAB_BYTES) -> None:
+        self.labels = np.zeros(original.shape, np.uint8)
+        self._prepared, self._slab_bytes = prepared, slab_bytes
+        self._same = prepared.same_grid(original, tolerance=_SAME)
+        inside = box_slices(crop)
+        self._goal, self._grid = self.labels[inside], original.cropped(inside)
+        self._held = _Held()
+        self._waiting: list[_Slab] | None = None
+        self._sums, self._counts = np.zeros(256), np.zeros(256, np.int64)
+
+    def take(self, first: int, probabilities: Float32) -> None:
+        """(k, n, y, x), from prepared slice `first` on; it may be overwritten afterwards."""
+        if self._same:
+            self._note(self.labels[first : first + probabilities.shape[1]], likeliest(iter(probabilities)))
+            return
+        if self._waiting is None:
+            self._waiting = list(_slabs(self._grid, self._prepared, self._slab_bytes, len(probabilities)))
+        self._held.add(first, probabilities)
+        while self._waiting and self._waiting[0].z1 <= self._held.end:
+            slab = self._waiting.pop(0)
+            self._restore(slab, len(probabilities))
+            self._held.forget(self._waiting[0].z0 if self._waiting else self._held.end)
+
+    def confidence(self, classes: int) -> tuple[float, ...]:
+        """Per class 1 … `classes`, the mean probability of the voxels that were given to it; 0 where there are none."""
+        sums, counts = self._sums[1 : classes + 1], self._counts[1 : classes + 1]
+        return tuple(float(s / n) if n else 0.0 for s, n in zip(sums, counts, strict=True))
+
+    def _restore(self, slab: _Slab, classes: int) -> None:
+        goal = self._grid.cropped((slice(slab.low, slab.high), slice(None), slice(None)))
+        source = self._prepared.cropped((slice(slab.z0, slab.z1), slice(None), slice(None)))
+        channels = (self._held.channel(value, slab.z0, slab.z1) for value in range(classes))
+        seen = (resample_to_grid(channel, source, goal, order=1) for channel in channels)
+        self._note(self._goal[slab.low : slab.high], likeliest(seen))
+
+    def _note(self, goal: NDArray[np.uint8], found: tuple[NDArray[np.uint8], Float32]) -> None:
+        labels, best = found
+        goal[...] = labels
+        foreground = labels > 0
+        values = labels[foreground]
+        self._sums += np.bincount(values, best[foreground], 256)
+        self._counts += np.bincount(values, minlength=256)
+
+
+def likeliest(channels: Iterator[Float32]) -> tuple[NDArray[np.uint8], Float32]:
+    """The number of the largest of `channels` (z, y, x) at each voxel, the first of equals; and its value."""
+    best = np.array(next(channels), np.float32)
+    labels = np.zeros(best.shape, np.uint8)
+    for value, channel in enumerate(channels, 1):
+        np.copyto(labels, value, where=channel > best, casting="unsafe")
+        np.maximum(best, channel, out=best)
+    return labels, best
+
+
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    """Original slices [low, high) look at prepared slices [z0, z1)."""
+
+    low: int
+    high: int
+    z0: int
+    z1: int
+
+
+class _Held:
+    """Prepared slices that are still needed: (k, n, y, x) parts, without gaps."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[int, Float32]] = []
+        self.end = 0
+
+    def add(self, first: int, probabilities: NDArray[Any]) -> None:
+        self.parts.append((first, np.array(probabilities, np.float32)))
+        self.end = first + probabilities.shape[1]
+
+    def channel(self, value: int, z0: int, z1: int) -> Float32:
+        return np.concatenate([part[value, max(0, z0 - first) : max(0, z1 - first)] for first, part in self.parts])
+
+    def forget(self, below: int) -> None:
+        self.parts = [(first, part) for first, part in self.parts if first + part.shape[1] > below]
+
+
+def _slabs(grid: Geometry, prepared: Geometry, slab_bytes: int, classes: int) -> Iterator[_Slab]:
+    """Ranges of slices whose probabilities, and the three float32 copies of work on them, stay below `slab_bytes`."""
+    step = _step(grid.shape, slab_bytes, classes)
+    for low in range(0, grid.shape[0], step):
+        high = min(grid.shape[0], low + step)
+        slab = grid.cropped((slice(low, high), slice(None), slice(None)))
+        yield _Slab(low, high, *_needed(slab, prepared))
+
+
+def _step(shape: IntTriple, slab_bytes: int, classes: int) -> int:
+    return max(1, slab_bytes // ((classes + 3) * 4 * shape[1] * shape[2]))
+
+
+def _needed(slab: Geometry, grid: Geometry) -> tuple[int, int]:
+    """Slices of `grid` that linear interpolation on `slab` looks at."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in slab.shape], indexing="ij")).reshape(3, -1).T
+    z = grid.to_index(slab.to_world(corners))[:, 0]
+    low = int(np.clip(np.floor(z.min()) - _MARGIN, 0, grid.shape[0] - 1))
+    return low, int(np.clip(np.ceil(z.max()) + _MARGIN + 1, low + 1, grid.shape[0]))
