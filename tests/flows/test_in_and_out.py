@@ -1,0 +1,215 @@
+"""In and out of the hospital, with nothing but real components: a study is sent, and its result is in the PACS."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tasks.cohort.write import draw_case, write_cohort
+from tests.components import needs, part10, phantom_study, running_orthanc, until
+from tests.faults.night import Home
+from tests.flows.hospital import PATIENCE, Hospital, files_of, opened, read
+
+SEED = 77
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
+    """An installation that has learnt one night, and now runs."""
+    needs("Orthanc", "storescu", "dciodvfy")
+    folder = tmp_path_factory.mktemp("hospital")
+    home = Home(folder / "home", write_cohort(folder / "cohort", patients=10, broken=0).incoming)
+    home.finish()
+    pacs_folder = folder / "pacs"
+    pacs_folder.mkdir()
+    with running_orthanc(pacs_folder, stable_seconds=2) as pacs:
+        hospital = Hospital(home, pacs, folder / "inbox", recipes=(home.folder / "small.toml",))
+        try:
+            with opened(hospital):
+                yield hospital
+        except BaseException:
+            print(hospital.logs())
+            raise
+
+
+def study(folder: Path, number: int) -> Path:
+    """A study of a patient whom the champion has not seen, as a folder of files."""
+    slices = draw_case(SEED, number).phantom.geometry.shape[0]
+    place = folder / f"study-{number}"
+    place.mkdir()
+    for index, instance in enumerate(phantom_study(number, seed=SEED, slices=slices)):
+        (place / f"{index:04}.dcm").write_bytes(part10(instance))
+    return place
+
+
+def arrived(hospital: Hospital, sent: Path) -> None:
+    """The study's SEG reaches the PACS, once, and is what it should be."""
+    segmentation = until(lambda: hospital.segmentation(sent), f"a SEG of {sent.name} in the PACS", PATIENCE)
+    originals = [read(file) for file in files_of(sent)]
+    assert segmentation.PatientID == originals[0].PatientID
+    assert segmentation.PatientName == originals[0].PatientName
+    assert segmentation.StudyInstanceUID == originals[0].StudyInstanceUID
+    referenced = {
+        item.ReferencedSOPInstanceUID
+        for series in segmentation.ReferencedSeriesSequence
+        for item in series.ReferencedInstanceSequence
+    }
+    assert referenced
+    assert referenced <= {original.SOPInstanceUID for original in originals}
+    assert segmentation.SegmentSequence[0].SegmentAlgorithmName == "small"
+    checked = subprocess.run(["dciodvfy", segmentation.filename], capture_output=True, text=True, timeout=60)
+    assert [line for line in (checked.stdout + checked.stderr).splitlines() if line.startswith("Error")] == []
+
+
+def outcome(hospital: Hospital, number: int) -> list[dict[str, object]]:
+    """The study versions that came to an end, once there are `number`."""
+
+    def ended() -> list[dict[str, object]]:
+        rows = [row for row in hospital.home.rows("study_versions") if row["finished_at"]]
+        return rows if len(rows) >= number else []
+
+    found: list[dict[str, object]] = until(ended, f"{number} study versions brought to an end", PATIENCE)
+    return found
+
+
+def test_a_study_gets_in_by_every_way_and_its_result_gets_out(hospital: Hospital, tmp_path: Path) -> None:
+    sent, dropped, stored = (study(tmp_path, number) for number in (1, 2, 3))
+    hospital.send(sent)
+    arrived(hospital, sent)
+
+    shutil.copytree(dropped, hospital.inbox / "from-a-modality")
+    arrived(hospital, dropped)
+
+    hospital.pacs.upload_all(file.read_bytes() for file in files_of(stored))
+    arrived(hospital, stored)
+
+    rows = outcome(hospital, 3)
+    assert {row["source"] for row in rows} == {"listener", "inbox", "feed"}
+    told = next(row for row in rows if row["source"] == "feed")
+    assert told["why"] == "told", "Orthanc said that the study is stable"
+    status = hospital.command("status")
+    for identity in {str(read(file).PatientID) for one in (sent, dropped, stored) for file in files_of(one)}:
+        assert identity not in status
+
+
+def test_a_late_slice_makes_a_new_version_and_one_more_run(hospital: Hospital, tmp_path: Path) -> None:
+    before, versions = len(hospital.runs()), len(hospital.home.rows("study_versions"))
+    whole = study(tmp_path, 4)
+    late = files_of(whole)[-1]
+    kept = late.read_bytes()
+    late.unlink()
+    hospital.send(whole)
+    outcome(hospital, versions + 1)
+    late.write_bytes(kept)
+    hospital.send(whole)
+    outcome(hospital, versions + 2)
+    numbers = sorted(row["number"] for row in hospital.home.rows("study_versions"))[-1]
+    assert numbers == 2
+    assert len(hospital.runs()) == before + 2
+    # Sent once more, whole: nothing is new, nothing is analysed again.
+    received = len(hospital.home.rows("instances"))
+    hospital.send(whole)
+    assert len(hospital.home.rows("instances")) == received
+    assert len(hospital.runs()) == before + 2
+
+
+def test_a_prefect_server_that_was_away_starts_every_run_once(hospital: Hospital, tmp_path: Path) -> None:
+    before, versions = len(hospital.runs()), len(hospital.home.rows("study_versions"))
+    hospital.stop("prefect")
+    studies = [study(tmp_path, number) for number in (5, 6, 7)]
+    for one in studies:
+        hospital.send(one)
+    until(lambda: len(hospital.home.rows("study_versions")) == versions + 3, "three studies held to be whole", PATIENCE)
+    assert "not yet told to Prefect" in until(_told_stuck(hospital), "status says what is stuck", PATIENCE)
+    hospital.start("prefect")
+    until(hospital.prefect_answers, "the Prefect server is back", PATIENCE)
+    for one in studies:
+        arrived(hospital, one)
+    outcome(hospital, versions + 3)
+    assert len(hospital.runs()) == before + 3
+    assert [len([r for r in hospital.results(one) if r.Modality == "SEG"]) for one in studies] == [1, 1, 1]
+
+
+def test_a_pacs_that_was_down_gets_exactly_one_copy(hospital: Hospital, tmp_path: Path) -> None:
+    before, versions = len(hospital.runs()), len(hospital.home.rows("study_versions"))
+    hospital.pacs.stop()
+    one = study(tmp_path, 8)
+    hospital.send(one)
+    outcome(hospital, versions + 1)
+    assert "waiting" in {row["state"] for row in hospital.home.rows("deliveries")}
+    hospital.pacs.start()
+    arrived(hospital, one)
+    until(
+        lambda: {row["state"] for row in hospital.home.rows("deliveries")} == {"committed"},
+        "the PACS has committed itself to everything",
+        PATIENCE,
+    )
+    assert len([r for r in hospital.results(one) if r.Modality == "SEG"]) == 1
+    assert len(hospital.runs()) == before + 1
+
+
+def test_no_identity_is_written_outside_the_spool(hospital: Hospital, tmp_path: Path) -> None:
+    one = study(tmp_path, 9)
+    versions = len(hospital.home.rows("study_versions"))
+    hospital.send(one)
+    outcome(hospital, versions + 1)
+    header = read(files_of(one)[0])
+    wanted = [str(value).encode() for value in (header.PatientID, header.StudyInstanceUID, header.SOPInstanceUID)]
+    spool = hospital.home.folder / "spool"
+    ours = hospital.home.folder / "results"
+    for file in hospital.home.folder.rglob("*"):
+        if not file.is_file() or spool in file.parents or ours in file.parents:
+            continue
+        content = file.read_bytes()
+        assert not [w for w in wanted if w in content], f"an identity in {file.relative_to(hospital.home.folder)}"
+
+
+def _told_stuck(hospital: Hospital):  # type: ignore[no-untyped-def]
+    def told() -> str:
+        shown = hospital.command("status")
+        return shown if "Stuck" in shown else ""
+
+    return told
+
+
+def test_up_starts_everything_and_ctrl_c_stops_it(hospital: Hospital) -> None:
+    hospital.close()
+    log = hospital.home.folder / "logs" / "up.log"
+    with log.open("wb") as out:
+        up = subprocess.Popen(
+            [sys.executable, "-m", "flows", "up"],
+            env=hospital.environment,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        processes = {"listener", "watch", "relay", "worker", "arrivals"}
+        until(lambda: processes <= hospital.signs(), "every process gives a sign of life", PATIENCE)
+        until(hospital.prefect_answers, "the Prefect server answers", PATIENCE)
+        page = f"http://127.0.0.1:{hospital.mlflow_port}/health"
+        until(lambda: _answers(page), "the MLflow server answers", PATIENCE)
+        until(lambda: "away" not in hospital.command("status"), "all is well", PATIENCE)
+        os.kill(up.pid, signal.SIGINT)
+        assert up.wait(timeout=PATIENCE) == 0, log.read_text()
+    finally:
+        if up.poll() is None:
+            os.killpg(up.pid, signal.SIGKILL)
+    assert hospital.signs() == set()
+    assert not hospital.prefect_answers()
+    assert not _answers(page)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
