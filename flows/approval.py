@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from prefect import suspend_flow_run
 from prefect.artifacts import create_markdown_artifact
 from prefect.input import RunInput
@@ -11,12 +9,10 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.artifacts import figures
+from models.approval import NOBODY, Word
 from models.evaluation import Comparison, Evaluation
 from models.refs import EvaluationRef
-from models.registration import Word
 from tasks.stores.house import Stores
-
-NOBODY: Final = "nobody"
 
 
 class Approval(RunInput):
@@ -28,7 +24,12 @@ class Approval(RunInput):
 
 
 def word_of_a_person(
-    stores: Stores, name: str, after: EvaluationRef, before: EvaluationRef | None, comparison: Comparison | None
+    stores: Stores,
+    name: str,
+    after: EvaluationRef,
+    before: EvaluationRef | None,
+    comparison: Comparison | None,
+    hours: float,
 ) -> Word:
     """Suspend this run until somebody has filled in the form; the process ends meanwhile.
 
@@ -40,9 +41,9 @@ def word_of_a_person(
         why = f"a person has to confirm it: `nocturne models promote {name}`"
         return Word(approved=False, who=NOBODY, reason=why)
     old = stores.evaluations.read(before.key) if before else None
-    text = shown(name, new, old, comparison)
+    text = f"{shown(name, new, old, comparison)}\n\nWithout an answer within {hours:g} hours it will not."
     create_markdown_artifact(key="approval", description=f"{name}: may it serve?", markdown=text)
-    form = Approval.with_initial_data(description=text, approve=False)
+    form = Approval.with_initial_data(description=text)
     # The key names both models: another champion meanwhile is another question.
     said = suspend_flow_run(wait_for_input=form, key=f"approval-{new.package[:24]}-{old.package[:24] if old else ''}")
     return Word(approved=said.approve, who=said.name, reason=said.reason)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.approval import word_of_a_person
 from flows.artifacts import ProgressArtifacts, show_dataset, show_evaluation, show_plan
 from flows.environment import open_stores
 from flows.ingest import ingest
+from flows.night import for_this_night, one_training_at_a_time
 from flows.parts import THREADS
 from models.recipe import Recipe
 from models.refs import BatchRef
@@ -21,18 +23,23 @@ from tasks.train import door as training
 
 
 @flow(name="retrain", flow_run_name="retrain {recipe.name}", task_runner=THREADS)
-def retrain(recipe: Recipe, batch: BatchRef | None = None) -> Night:
-    """Ingest what is new, learn, judge on the frozen test patients, and promote what is better."""
+def retrain(
+    recipe: Recipe, batch: BatchRef | None = None, approval: bool = False, approval_hours: float = 12.0
+) -> Night:
+    """Ingest what is new, learn, judge on the frozen test patients, and promote what is better.
+
+    With `approval` a person is asked before a model is promoted; without an answer in time the champion stays.
+    """
     stores = open_stores()
     if batch is not None:
         ingest(batch, recipe.images)
 
-    dataset = ingesting.build(stores, recipe)
+    dataset = for_this_night(ingesting.build)(stores, recipe)
     plan = preprocessing.plan(stores, recipe, dataset)
     prepared = preprocessing.prepare(stores, recipe, plan)
     show_dataset(stores, dataset)
     show_plan(stores, plan)
-    with shown_on(ProgressArtifacts()):
+    with one_training_at_a_time(), shown_on(ProgressArtifacts()):
         package = training.train(stores, recipe, plan, prepared)
 
     evaluation = evaluating.evaluate(stores, package, dataset)
@@ -40,7 +47,10 @@ def retrain(recipe: Recipe, batch: BatchRef | None = None) -> Night:
     before = evaluating.evaluate(stores, champion, dataset) if champion else None
     comparison = evaluating.compare(stores, before, evaluation) if before else None
 
-    registered = registering.register(stores, package, evaluation, before, comparison)
+    word = None
+    if approval and registering.would_serve(stores, package, evaluation, before, comparison):
+        word = word_of_a_person(stores, recipe.name, evaluation, before, comparison, approval_hours)
+    registered = registering.register(stores, package, evaluation, before, comparison, word)
     report = evaluating.report(stores, evaluation, before, registered)
     registering.attach(stores, registered, report)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from models.approval import Word
 from models.evaluation import Comparison
 from models.refs import EvaluationRef, PackageRef
 from models.registration import Registered, Serving
@@ -37,9 +38,25 @@ def register(
     evaluation: EvaluationRef,
     champion: EvaluationRef | None,
     comparison: Comparison | None,
+    word: Word | None = None,
 ) -> Registered:
-    """Log the package with its lineage and card; promote it, or keep it as challenger with the reason."""
-    return run.register(stores, package, evaluation, champion, comparison)
+    """Log the package with its lineage and card; promote it, or keep it as challenger with the reason.
+
+    `word` is what a person said of it, where one was asked: a no keeps it.
+    """
+    return run.register(stores, package, evaluation, champion, comparison, word)
+
+
+@door("would serve", run_name="may {package} serve", tags=["register"], minutes=10)
+def would_serve(
+    stores: Stores,
+    package: PackageRef,
+    evaluation: EvaluationRef,
+    champion: EvaluationRef | None,
+    comparison: Comparison | None,
+) -> bool:
+    """Whether the gate would promote it now. Changes nothing."""
+    return run.would_serve(stores, package, evaluation, champion, comparison)
 
 
 @door(

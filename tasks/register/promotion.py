@@ -17,6 +17,7 @@ from typing import Final
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from models.approval import NOBODY, Word
 from models.errors import NotFoundError, PackageError, RecipeError
 from models.evaluation import Comparison, Evaluation
 from models.package import ModelPackage
@@ -55,12 +56,14 @@ def register(
     report: Path | None = None,
     tags: Mapping[str, str] | None = None,
     who: str = "nocturne",
+    word: Word | None = None,
 ) -> Registration:
     """Register the package, let the gate decide, and let it serve or stay challenger.
 
     `champion` is the serving package's evaluation on the same dataset and `comparison` their paired differences.
-    Doing it again with the same evaluations and the same champion finds the same row. Raises NotFoundError for a
-    package that the catalog does not know, PackageError for an evaluation of another package.
+    `word` is a person's, where one was asked: what the gate would promote is promoted or kept as it says. Doing it
+    again with the same evaluations and the same champion finds the same row. Raises NotFoundError for a package that
+    the catalog does not know, PackageError for an evaluation of another package.
     """
     if evaluation.package != package.key:
         raise PackageError("the evaluation is of another package", where=package.key, reason="wrong-evaluation")
@@ -70,17 +73,27 @@ def register(
     catalog.change(PackageRow, PackageRow.package == package.key, version=version.version, run=version.run_id)
     with _settled(registry, catalog, version.name):
         current = registry.champion(version.name)
-        decision = _rolled_back(catalog, package) or decide(
-            package.recipe.promote,
-            challenger=evaluation,
-            champion_package=current.package if current else None,
-            champion=champion,
-            comparison=comparison,
-        )
+        decision = _verdict(catalog, package, evaluation, current, champion, comparison)
+        if word is not None and decision.action == PROMOTED:
+            decision, who = _as_told(decision, word), who if word.who == NOBODY else word.who
         row = _record(catalog, _row(version, decision, current, evaluation.digest, who))
         _apply(registry, row)
     decided = Decision(PROMOTED if row.action == PROMOTED else KEPT, tuple(row.reasons), row.figures)
     return Registration(registry.version(version.name, version.version), decided, row.number)
+
+
+def preview(
+    registry: Registry,
+    catalog: Catalog,
+    package: ModelPackage,
+    evaluation: Evaluation,
+    *,
+    champion: Evaluation | None = None,
+    comparison: Comparison | None = None,
+) -> Decision:
+    """What the gate would say now. Records nothing and moves nothing."""
+    current = serving(registry, catalog, package.recipe.name)
+    return _verdict(catalog, package, evaluation, current, champion, comparison)
 
 
 def serving(registry: Registry, catalog: Catalog, name: str) -> RegisteredVersion | None:
@@ -149,6 +162,29 @@ def _settled(registry: Registry, catalog: Catalog, name: str) -> Iterator[None]:
     with catalog.alone("decisions"):
         _heal(registry, catalog, name)
         yield
+
+
+def _verdict(
+    catalog: Catalog,
+    package: ModelPackage,
+    evaluation: Evaluation,
+    current: RegisteredVersion | None,
+    champion: Evaluation | None,
+    comparison: Comparison | None,
+) -> Decision:
+    """The gate's, unless a person has taken this package out of service."""
+    return _rolled_back(catalog, package) or decide(
+        package.recipe.promote,
+        challenger=evaluation,
+        champion_package=current.package if current else None,
+        champion=champion,
+        comparison=comparison,
+    )
+
+
+def _as_told(decision: Decision, word: Word) -> Decision:
+    """The gate's yes as a person has confirmed or refused it."""
+    return Decision(PROMOTED if word.approved else KEPT, (str(word), *decision.reasons), decision.figures)
 
 
 def _carried_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from models.approval import Word
 from models.errors import NotFoundError
 from models.evaluation import Comparison
 from models.refs import EvaluationRef, PackageRef
@@ -68,6 +69,7 @@ def register(
     evaluation: EvaluationRef,
     champion_evaluation: EvaluationRef | None,
     comparison: Comparison | None,
+    word: Word | None = None,
 ) -> Registered:
     """Log the package with its card, decide, and move the alias; again, it finds the same decision."""
     folder = stores.packages.local(package.key)
@@ -83,6 +85,7 @@ def register(
         champion=before,
         comparison=comparison,
         card=model_card(described, judged, dataset, comparison=comparison),
+        word=word,
     )
     return Registered(
         name=done.version.name,
@@ -94,3 +97,22 @@ def register(
         run_page=done.version.run_page,
         run_id=done.version.run_id,
     )
+
+
+def would_serve(
+    stores: Stores,
+    package: PackageRef,
+    evaluation: EvaluationRef,
+    champion_evaluation: EvaluationRef | None,
+    comparison: Comparison | None,
+) -> bool:
+    """Whether the gate would promote the package now. Changes nothing."""
+    decision = promotion.preview(
+        stores.registry,
+        stores.catalog,
+        read_description(stores.packages.local(package.key)),
+        stores.evaluations.read(evaluation.key),
+        champion=stores.evaluations.read(champion_evaluation.key) if champion_evaluation else None,
+        comparison=comparison,
+    )
+    return decision.action == promotion.PROMOTED

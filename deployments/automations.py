@@ -1,0 +1,141 @@
+"""What the server does by itself: a run for each arrived study, lost runs noticed, people told of failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
+from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+
+from deployments.names import ARRIVALS, RETRAIN, TAG
+from deployments.notifications import channels
+from models.settings import Settings
+from tasks.receive.relay import EVENT, RESOURCE
+
+SILENT_SECONDS: Final = 180
+"""Longer than the watchdog's patience: this acts where the watchdog is away."""
+
+_RUNS: Final = "prefect.flow-run.*"
+_BODY: Final = """Run: {{ flow_run.name }}
+Deployment: {{ flow.name }}/{{ deployment.name }}
+State: {{ flow_run.state.name }}
+{{ flow_run.state.message }}
+{{ flow_run|ui_url }}"""
+
+
+def automate(client: SyncPrefectClient, settings: Settings, deployments: Mapping[str, UUID]) -> None:
+    """Make, change or remove the automations that these deployments and settings mean."""
+    wanted = {one.name: one for one in _wanted(settings, deployments)}
+    there = {found.name: found for found in client.read_automations() if TAG in found.tags}
+    for name, automation in wanted.items():
+        if (found := there.get(name)) is None:
+            client.create_automation(automation)
+        elif _plain(found) != _plain(automation):
+            # Somebody may have switched it off in the UI.
+            client.update_automation(found.id, automation.model_copy(update={"enabled": found.enabled}))
+    for name, found in there.items():
+        if name not in wanted:
+            client.delete_automation(found.id)
+
+
+def _wanted(settings: Settings, deployments: Mapping[str, UUID]) -> Iterator[AutomationCore]:
+    yield _arrival(deployments[ARRIVALS])
+    # A training that waits for a person is suspended, which this could not tell from lost: the watchdog can.
+    watched = [i for name, i in deployments.items() if not (settings.nightly.approval and name.startswith(RETRAIN))]
+    yield _lost(watched)
+    for channel, block in channels(settings.notify):
+        yield _failed(channel, block, list(deployments.values()))
+
+
+def _arrival(deployment: UUID) -> AutomationCore:
+    version = {"__prefect_kind": "jinja", "template": "{{ event.payload.version | tojson }}"}
+    return AutomationCore(
+        name="nocturne: a study arrived",
+        description="One run for each version of a study.",
+        tags=[TAG],
+        trigger=EventTrigger(
+            expect={EVENT},
+            match=ResourceSpecification({"prefect.resource.id": f"{RESOURCE}*"}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(seconds=60),  # the same version twice within a minute is one run
+        ),
+        actions=[
+            RunDeployment(
+                source="selected",
+                deployment_id=deployment,
+                # Plain Jinja would give the flow a string.
+                parameters={"version": {"__prefect_kind": "json", "value": version}},
+            )
+        ],
+    )
+
+
+def _lost(deployments: list[UUID]) -> AutomationCore:
+    return AutomationCore(
+        name="nocturne: a run was lost",
+        description=f"No sign of life for {SILENT_SECONDS} s: the run has crashed. The watchdog starts it again.",
+        tags=[TAG],
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={_RUNS},  # the next heartbeat, or any other state
+            match=ResourceSpecification({"prefect.resource.id": _RUNS}),
+            match_related=_of(deployments),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=SILENT_SECONDS),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no sign of life for {SILENT_SECONDS} s")],
+    )
+
+
+def _failed(channel: str, block: UUID, deployments: list[UUID]) -> AutomationCore:
+    return AutomationCore(
+        name=f"nocturne: a run failed ({channel})",
+        description=f"Told by {channel}.",
+        tags=[TAG],
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"},
+            match=ResourceSpecification({"prefect.resource.id": _RUNS}),
+            match_related=_of(deployments),
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="Nocturne: {{ flow_run.name }} {{ flow_run.state.name | lower }}",
+                body=_BODY,
+            )
+        ],
+    )
+
+
+def _of(deployments: list[UUID]) -> ResourceSpecification:
+    """Runs that these deployments started: the flows within them are told of by the run itself."""
+    ids = sorted(f"prefect.deployment.{i}" for i in deployments)
+    return ResourceSpecification({"prefect.resource.role": "deployment", "prefect.resource.id": ids})
+
+
+def _plain(automation: AutomationCore | Automation) -> dict[str, Any]:
+    """What of an automation is ours to say."""
+    core = AutomationCore.model_validate(automation.model_dump(mode="json"))
+    return _sorted(core.model_dump(mode="json", exclude={"enabled", "owner_resource"}))
+
+
+def _sorted(value: Any) -> Any:
+    """Sets come in any order."""
+    if isinstance(value, dict):
+        return {key: _sorted(inner) for key, inner in value.items() if key != "id"}
+    if isinstance(value, list):
+        return sorted((_sorted(inner) for inner in value), key=repr)
+    return value
