@@ -29,8 +29,16 @@ class IntensityStats(_Part):
     p995: float
 
 
+class ChannelLevels(_Part):
+    """Percentiles of one channel's voxels ≠ 0 over the whole image, in its unit."""
+
+    p05: float
+    median: float
+    p95: float
+
+
 class CaseFacts(_Part):
-    """What the fingerprint keeps of one training case."""
+    """What the fingerprint keeps of one training case. What has a default is not known of older ones."""
 
     volume: str
     shape: IntTriple
@@ -39,6 +47,8 @@ class CaseFacts(_Part):
     class_voxels: tuple[int, ...] = ()
     median: float
     iqr: float
+    orientation: str = ""  # tasks.imaging.facts
+    levels: tuple[ChannelLevels, ...] = ()
 
 
 class Outlier(_Part):

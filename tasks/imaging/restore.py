@@ -56,7 +56,8 @@ class Restorer:
     def confidence(self, classes: int) -> tuple[float, ...]:
         """Per class 1 … `classes`, the mean probability of the voxels that were given to it; 0 where there are none."""
         sums, counts = self._sums[1 : classes + 1], self._counts[1 : classes + 1]
-        return tuple(float(s / n) if n else 0.0 for s, n in zip(sums, counts, strict=True))
+        # Blending leaves rounding behind: no probability is above 1.
+        return tuple(min(1.0, float(s / n)) if n else 0.0 for s, n in zip(sums, counts, strict=True))
 
     def _restore(self, slab: _Slab, classes: int) -> None:
         goal = self._grid.cropped((slice(slab.low, slab.high), slice(None), slice(None)))

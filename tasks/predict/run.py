@@ -1,4 +1,4 @@
-"""One package on volumes: masks or classes, measured, kept with the package that said so."""
+"""One package on the volumes of a study: masks or classes, measured, kept with the package that said so."""
 
 from __future__ import annotations
 
@@ -10,34 +10,40 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
-from models.errors import NotFoundError, NothingToDoError
-from models.geometry import Geometry
+from models.errors import BadInputError, NotFoundError, NothingToDoError
 from models.hashing import content_key
 from models.package import ModelPackage
-from models.refs import PackageRef, VolumeRef
-from models.volume import Mask, Segment, Volume
+from models.refs import AnalysisRef, PackageRef, StudyVersionRef, VolumeRef
+from models.volume import Volume
 from tasks.imaging.predictor import Predictor
+from tasks.predict.familiarity import Check, check_image
+from tasks.predict.findings import Finding, as_mask, classes, structures, threshold_used
+from tasks.predict.warm import alone_on, predictor_for
 from tasks.progress import stage
 from tasks.stores.house import Stores
-from tasks.stores.packages import read_description, read_package
-from tasks.stores.tables import PredictionRow, VolumeRow
+from tasks.stores.packages import read_description
+from tasks.stores.tables import AnalysisRow, PredictionRow, QuarantineRow, StudyVersionRow, VolumeRow, now
+
+STAGE = "predict"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What the model said of one class: a structure's volume and mean confidence, or a class's probability."""
+class Predicted:
+    """The keys of what was predicted, and the images that could not be, with the reason."""
 
-    class_name: str
-    confidence: float
-    volume_ml: float | None = None
-    called: bool = False
+    keys: tuple[str, ...]
+    refused: tuple[tuple[VolumeRef, BadInputError], ...] = ()
 
 
 def prediction_key(package: str, volume: str) -> str:
     """By package and volume: predicting again finds it done."""
     return content_key("prediction", package, volume)
+
+
+def analysis_key(version: str, package: str) -> str:
+    """By study version and package: nothing is analysed twice for the same set of instances."""
+    return content_key("analysis", version, package)
 
 
 def choose_volumes(stores: Stores, package: PackageRef, candidates: Sequence[VolumeRef]) -> tuple[VolumeRef, ...]:
@@ -57,26 +63,91 @@ def choose_volumes(stores: Stores, package: PackageRef, candidates: Sequence[Vol
 
 
 def predict_volumes(stores: Stores, package: PackageRef, volumes: Sequence[VolumeRef]) -> tuple[str, ...]:
-    """Apply `package` to each volume, unless that was done; returns the predictions' keys."""
-    keys = tuple(prediction_key(package.key, ref.key) for ref in volumes)
-    waiting = [(ref, key) for ref, key in zip(volumes, keys, strict=True) if not stores.catalog.get(PredictionRow, key)]
-    if not waiting:
-        return keys
-    described, weights = read_package(stores.packages.local(package.key))
-    predictor = Predictor(described, weights)
-    with stage("predict", len(waiting), "volumes") as running:
-        for ref, key in waiting:
-            _predict(stores, described, predictor, ref, key)
-            running.advance()
-    return keys
+    """Apply `package` to each volume, unless that was done; returns the predictions' keys.
+
+    Raises the first BadInputError after all the others are done.
+    """
+    predicted = predict_each(stores, package, volumes)
+    for _, error in predicted.refused:
+        raise error
+    return predicted.keys
+
+
+def predict_each(stores: Stores, package: PackageRef, volumes: Sequence[VolumeRef]) -> Predicted:
+    """Apply `package` to each volume, unless that was done; an image that cannot be is set aside and the rest go on."""
+    keys = {ref: prediction_key(package.key, ref.key) for ref in volumes}
+    waiting = [ref for ref, key in keys.items() if not stores.catalog.get(PredictionRow, key)]
+    refused: list[tuple[VolumeRef, BadInputError]] = []
+    if waiting:
+        described, predictor = predictor_for(stores, package)
+        with stage("predict", len(waiting), "volumes") as running:
+            for ref in waiting:
+                try:
+                    _predict(stores, described, predictor, ref, keys[ref])
+                except BadInputError as error:
+                    refused.append((ref, error))
+                    _set_aside(stores, package, ref, error)
+                running.advance()
+    bad = {ref for ref, _ in refused}
+    return Predicted(tuple(key for ref, key in keys.items() if ref not in bad), tuple(refused))
+
+
+def analyse(
+    stores: Stores,
+    version: StudyVersionRef,
+    package: PackageRef,
+    candidates: Sequence[VolumeRef],
+    *,
+    name: str,
+    model_version: str,
+    role: str = "champion",
+) -> AnalysisRef:
+    """What `package` says of a study version, unless that was done. Raises NotFoundError for an unknown version.
+
+    A challenger's analysis becomes the champion's where its package has been promoted since.
+    """
+    ref = AnalysisRef.to(analysis_key(version.key, package.key))
+    if stores.catalog.get(AnalysisRow, ref.key) is None:
+        study = stores.catalog.get(StudyVersionRow, version.key)
+        if study is None:
+            raise NotFoundError("no such study version", where=version.key)
+        begun = time.monotonic()
+        keys, detail = _analysed(stores, package, candidates)
+        stores.catalog.add(
+            AnalysisRow(
+                analysis=ref.key,
+                version=version.key,
+                study=study.study,
+                package=package.key,
+                name=name,
+                model_version=model_version,
+                role=role,
+                predictions=list(keys),
+                outcome="predicted" if keys else "nothing-fits",
+                detail=detail,
+                seconds=time.monotonic() - begun,
+            )
+        )
+    if role == "champion":
+        stores.catalog.change(
+            AnalysisRow,
+            AnalysisRow.analysis == ref.key,
+            AnalysisRow.role != role,
+            role=role,
+            name=name,
+            model_version=model_version,
+        )
+    return ref
 
 
 def findings(stores: Stores, prediction: str) -> tuple[Finding, ...]:
     """What a stored prediction says. Raises NotFoundError."""
-    row = stores.catalog.get(PredictionRow, prediction)
-    if row is None:
-        raise NotFoundError("no such prediction", where=prediction)
-    return tuple(Finding(**finding) for finding in row.result["findings"])
+    return tuple(Finding.from_json(finding) for finding in _result(stores, prediction)["findings"])
+
+
+def checks(stores: Stores, prediction: str) -> tuple[Check, ...]:
+    """How a predicted image compares with what the model was trained on. Raises NotFoundError."""
+    return tuple(Check.from_json(check) for check in _result(stores, prediction).get("checks", ()))
 
 
 def export(stores: Stores, prediction: str, folder: Path) -> Path:
@@ -91,54 +162,71 @@ def export(stores: Stores, prediction: str, folder: Path) -> Path:
     return path
 
 
+def _result(stores: Stores, prediction: str) -> dict[str, Any]:
+    row = stores.catalog.get(PredictionRow, prediction)
+    if row is None:
+        raise NotFoundError("no such prediction", where=prediction)
+    return row.result
+
+
+def _analysed(stores: Stores, package: PackageRef, candidates: Sequence[VolumeRef]) -> tuple[tuple[str, ...], str]:
+    """The predictions' keys, and what there is to say of those that are lacking."""
+    try:
+        chosen = choose_volumes(stores, package, candidates)
+    except NothingToDoError as error:
+        return (), error.what
+    predicted = predict_each(stores, package, chosen)
+    told = "; ".join(sorted({error.what for _, error in predicted.refused}))
+    return predicted.keys, f"{len(predicted.refused)} of {len(chosen)} series set aside: {told}" if told else ""
+
+
 def _predict(stores: Stores, package: ModelPackage, predictor: Predictor, ref: VolumeRef, key: str) -> None:
     volume = stores.volumes.open(ref.key).read()
-    begun = time.monotonic()
-    if package.plan.kind == "segmentation":
-        found = _segment(stores, package, predictor, volume, key)
-    else:
-        found = _classify(package, predictor, volume)
-    result: dict[str, Any] = {"findings": found}
+    compared = check_image(package, volume)
+    with alone_on(predictor.device):
+        if stores.catalog.get(PredictionRow, key):
+            return  # another thread was first
+        begun = time.monotonic()
+        found = (_segment if package.plan.kind == "segmentation" else _classify)(stores, predictor, volume, key)
+        result: dict[str, Any] = {
+            "kind": package.plan.kind,
+            "findings": [finding.to_json() for finding in found],
+            "threshold": threshold_used(package),
+            "compared": bool(compared),  # with what training saw; False: the package does not tell
+            "checks": [check.to_json() for check in compared],
+            "familiar": all(check.passed for check in compared),
+        }
+        seconds = time.monotonic() - begun
+        stores.catalog.add(
+            PredictionRow(prediction=key, package=package.key, volume=ref.key, result=result, seconds=seconds)
+        )
+    mine = (QuarantineRow.stage == STAGE, QuarantineRow.subject == ref.key, QuarantineRow.resolved_at.is_(None))
+    stores.catalog.change(QuarantineRow, *mine, resolved_at=now())
+
+
+def _segment(stores: Stores, predictor: Predictor, volume: Volume, key: str) -> tuple[Finding, ...]:
+    found = predictor.segment(volume.array, volume.geometry)
+    names = predictor.package.plan.classes
+    stores.volumes.write_mask(key, as_mask(found.labels, names, volume.geometry))
+    return structures(found.labels, volume.geometry, names, found.confidence)
+
+
+def _classify(stores: Stores, predictor: Predictor, volume: Volume, key: str) -> tuple[Finding, ...]:
+    return classes(predictor.classify(volume.array, volume.geometry), predictor.package)
+
+
+def _set_aside(stores: Stores, package: PackageRef, ref: VolumeRef, error: BadInputError) -> None:
+    row = stores.catalog.get(VolumeRow, ref.key)
     stores.catalog.add(
-        PredictionRow(
-            prediction=key, package=package.key, volume=ref.key, result=result, seconds=time.monotonic() - begun
+        QuarantineRow(
+            entry=content_key("quarantine", STAGE, ref.key, package.key, error.reason),
+            stage=STAGE,
+            subject=ref.key,
+            reason=error.reason,
+            what=error.what,
+            hint=error.hint or "",
+            patient=row.patient if row else None,
+            study=row.study if row else None,
+            modality=row.modality if row else "",
         )
     )
-
-
-def _segment(
-    stores: Stores, package: ModelPackage, predictor: Predictor, volume: Volume, key: str
-) -> list[dict[str, Any]]:
-    found = predictor.segment(volume.array, volume.geometry)
-    names = package.plan.classes
-    stores.volumes.write_mask(key, _mask(found.labels, names, volume.geometry))
-    millilitres = [
-        float((found.labels == i + 1).sum()) * volume.geometry.voxel_volume / 1000 for i in range(len(names))
-    ]
-    return [
-        {"class_name": name, "confidence": float(found.confidence[i]), "volume_ml": ml, "called": ml > 0}
-        for i, (name, ml) in enumerate(zip(names, millilitres, strict=True))
-    ]
-
-
-def _classify(package: ModelPackage, predictor: Predictor, volume: Volume) -> list[dict[str, Any]]:
-    probabilities = predictor.classify(volume.array, volume.geometry)
-    called = called_class(probabilities, package)
-    return [
-        {"class_name": name, "confidence": float(p), "volume_ml": None, "called": i == called}
-        for i, (name, p) in enumerate(zip(package.plan.classes, probabilities, strict=True))
-    ]
-
-
-def called_class(probabilities: NDArray[np.floating[Any]], package: ModelPackage) -> int:
-    """The class that is called: the most probable, or for two classes by the package's threshold."""
-    if len(package.plan.classes) != 2 or package.threshold is None:
-        return int(np.argmax(probabilities))
-    positive = package.recipe.evaluate.positive
-    index = package.plan.classes.index(positive) if positive else 1
-    return index if probabilities[index] >= package.threshold else 1 - index
-
-
-def _mask(labels: NDArray[np.uint8], names: Sequence[str], geometry: Geometry) -> Mask:
-    occupancy = np.stack([np.where(labels == i + 1, 255, 0).astype(np.uint8) for i in range(len(names))])
-    return Mask(occupancy, tuple(Segment(i + 1, name) for i, name in enumerate(names)), geometry, "model")

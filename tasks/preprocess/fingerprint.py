@@ -18,6 +18,7 @@ from models.geometry import Geometry
 from models.hashing import content_key
 from models.plan import CaseFacts, Fingerprint, IntensityStats, Outlier
 from tasks.imaging.crop import box_shape, crop_to, nonzero_box
+from tasks.imaging.facts import channel_levels, orientation
 
 SAMPLES_PER_CASE = 10_000
 SAMPLES = 2_000_000
@@ -79,6 +80,8 @@ def look_at_case(
         class_voxels=tuple(counts),
         median=float(middle),
         iqr=float(high - low),
+        orientation=orientation(geometry),
+        levels=channel_levels(channels),
     )
     return CaseSample(facts, voxels, target)
 

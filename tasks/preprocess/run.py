@@ -48,6 +48,9 @@ RETRIES = 3
 FACTS = ".facts"
 """Beside the prepared cases: what the fingerprint keeps of each case."""
 
+FACTS_FORMAT = 2
+"""Rises when more is kept of a case, so that what was kept before is looked at again."""
+
 T = TypeVar("T")
 
 
@@ -199,7 +202,7 @@ def _brought_over(labels: NDArray[np.uint8], source: Geometry, target: Geometry)
 
 def _facts_file(root: Path, case: Case, reading: Reading, seed: int) -> Path:
     told = [c.model_dump(mode="json") for c in reading.classes] if case.has_mask else []
-    key = content_key("facts", case.volume, case.label, told, reading.fraction, case.target, seed)
+    key = content_key("facts", FACTS_FORMAT, case.volume, case.label, told, reading.fraction, case.target, seed)
     return Path(root) / FACTS / key[:2] / f"{key}.npz"
 
 
