@@ -1,0 +1,223 @@
+"""Structured report by TID 1500 (PS3.16): measurements of structures, probabilities of classes, and what is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.sr import (
+    AlgorithmIdentification,
+    CodedConcept,
+    ComprehensiveSR,
+    DeviceObserverIdentifyingAttributes,
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    ReferencedSegment,
+    SourceImageForMeasurementGroup,
+    SourceSeriesForSegmentation,
+    TrackingIdentifier,
+    VolumetricROIMeasurementsAndQualitativeEvaluations,
+)
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import CTImageStorage
+
+from tasks.deliver.content import MANUFACTURER, SCHEME, Said, Subject, blank_person, concept, finish
+from tasks.deliver.segmentation import tracking
+
+_NOTHING: Final = CodedConcept("NOTHING", SCHEME, "Nothing reported")
+_PROJECTIONS: Final = frozenset({"CR", "DX", "RF", "XA", "MG", "US", "OT", "SC"})
+"""Modalities whose flat images have no volume: a pixel's depth is made up."""
+
+
+def report(subject: Subject, segmentation: Dataset | None, *, structures: bool) -> Dataset:
+    """What was found in one volume; `structures`: by segmentation, else as classes of the whole image."""
+    groups = _structures(subject, segmentation) if structures else _classes(subject)
+    content = MeasurementReport(
+        observation_context=ObservationContext(
+            observer_device_context=ObserverContext(
+                observer_type=codes.DCM.Device,
+                observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
+                    uid=subject.uid("device"),
+                    name=MANUFACTURER,
+                    manufacturer_name=MANUFACTURER,
+                    model_name=subject.maker.model,
+                    serial_number=subject.maker.package,
+                ),
+            )
+        ),
+        procedure_reported=codes.SCT.ImagingProcedure,
+        imaging_measurements=groups or [_nothing(subject)],
+    )
+    ds = ComprehensiveSR(
+        evidence=_evidence(subject, segmentation),
+        content=content,
+        is_complete=True,
+        is_final=False,
+        coding_schemes=[
+            CodingSchemeIdentificationItem(SCHEME, name="Classes of Nocturne's recipes", responsible_organization="-")
+        ],
+        **subject.header("sr"),
+    )
+    ds.CurrentRequestedProcedureEvidenceSequence = [_references(subject, segmentation)]
+    return finish(ds, subject)
+
+
+# -- groups -------------------------------------------------------------------------------------------------------
+
+
+def _structures(subject: Subject, segmentation: Dataset | None) -> list[Any]:
+    numbers: dict[str, int] = {}
+    if segmentation is not None:
+        numbers = {str(item.TrackingUID): int(item.SegmentNumber) for item in segmentation.SegmentSequence}
+    groups: list[Any] = []
+    for said in subject.said:
+        number = numbers.get(tracking(subject, said)[1])
+        if number is not None and segmentation is not None:
+            groups.append(_structure(subject, said, segmentation, number))
+        elif not said.called or said.reported:
+            groups.append(_group(subject, said, evaluations=[_evaluation(codes.DCM.PresenceOfProperty, "Absent")]))
+    return groups
+
+
+def _structure(subject: Subject, said: Said, segmentation: Dataset, number: int) -> Any:
+    measured = [_probability(said, derivation=codes.SCT.Mean)]
+    if said.volume_ml is not None and subject.origin.modality not in _PROJECTIONS:
+        milliliter = CodedConcept("mL", "UCUM", "mL")
+        measured.insert(0, Measurement(name=codes.SCT.Volume, value=_rounded(said.volume_ml), unit=milliliter))
+    return VolumetricROIMeasurementsAndQualitativeEvaluations(
+        referenced_segment=ReferencedSegment(
+            sop_class_uid=segmentation.SOPClassUID,
+            sop_instance_uid=segmentation.SOPInstanceUID,
+            segment_number=number,
+            source_series=SourceSeriesForSegmentation(subject.origin.series_uid),
+        ),
+        finding_category=concept(said.tissue.category),
+        measurements=measured,
+        **_about(subject, said),
+    )
+
+
+def _classes(subject: Subject) -> list[Any]:
+    """A group for each class with its probability; the called one's says that it is the finding."""
+    if not any(said.found for said in subject.said):
+        return []
+    return [
+        _group(
+            subject,
+            said,
+            measurements=[_probability(said)],
+            evaluations=[QualitativeEvaluation(codes.DCM.Finding, said.concept)] if said.found else [],
+        )
+        for said in sorted(subject.said, key=lambda said: not said.found)
+    ]
+
+
+def _nothing(subject: Subject) -> Any:
+    """What stands in a report where every finding was below the recipe's confidence."""
+    return MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(subject.uid("tracking"), subject.maker.title),
+        algorithm_id=_algorithm(subject),
+        qualitative_evaluations=[QualitativeEvaluation(codes.DCM.Finding, _NOTHING)],
+        source_images=_sources(subject),
+    )
+
+
+def _group(
+    subject: Subject, said: Said, *, measurements: Sequence[Any] = (), evaluations: Sequence[Any] = ()
+) -> MeasurementsAndQualitativeEvaluations:
+    return MeasurementsAndQualitativeEvaluations(
+        measurements=measurements or None,
+        qualitative_evaluations=evaluations or None,
+        source_images=_sources(subject),
+        **_about(subject, said),
+    )
+
+
+def _about(subject: Subject, said: Said) -> dict[str, Any]:
+    identifier, uid = tracking(subject, said)
+    return {
+        "tracking_identifier": TrackingIdentifier(uid, identifier),
+        "finding_type": said.concept,
+        "algorithm_id": _algorithm(subject),
+    }
+
+
+def _algorithm(subject: Subject) -> AlgorithmIdentification:
+    return AlgorithmIdentification(
+        name=subject.maker.model,
+        version=subject.maker.version,
+        family=codes.DCM.ArtificialIntelligence,
+        manufacturer=MANUFACTURER,
+    )
+
+
+def _evaluation(name: Any, value: str) -> QualitativeEvaluation:
+    return QualitativeEvaluation(name, getattr(codes.SCT, value))
+
+
+def _probability(said: Said, derivation: Any = None) -> Measurement:
+    value = _rounded(said.confidence)
+    return Measurement(name=codes.DCM.Probability, value=value, unit=codes.UCUM.NoUnits, derivation=derivation)
+
+
+def _rounded(value: float) -> float:
+    """Six significant digits: a decimal string holds 16 signs."""
+    return float(f"{value:.6g}")
+
+
+def _sources(subject: Subject) -> list[SourceImageForMeasurementGroup]:
+    """The images that a group speaks of: every instance, with the frames where only some are meant."""
+    return [
+        SourceImageForMeasurementGroup(sop_class, instance, frames or None)
+        for (sop_class, instance), frames in _frames(subject).items()
+    ]
+
+
+def _frames(subject: Subject) -> dict[tuple[str, str], list[int]]:
+    frames: dict[tuple[str, str], list[int]] = {names: [] for names in subject.origin.instances}
+    for part in subject.origin.slices:
+        if part.frame is not None:
+            frames[part.sop_class, part.instance].append(part.frame)
+    return frames
+
+
+# -- evidence -----------------------------------------------------------------------------------------------------
+
+
+def _evidence(subject: Subject, segmentation: Dataset | None) -> list[Dataset]:
+    """All that the content refers to, in the form that highdicom asks for; `_references` says what they really are."""
+    made = []
+    for _, instance in subject.origin.instances:
+        ds = Dataset()
+        ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, instance
+        ds.StudyInstanceUID, ds.SeriesInstanceUID = subject.origin.study_uid, subject.origin.series_uid
+        for name, value in blank_person().items():
+            setattr(ds, name, value)
+        made.append(ds)
+    return [*made, segmentation] if segmentation is not None else made
+
+
+def _references(subject: Subject, segmentation: Dataset | None) -> Dataset:
+    study = Dataset()
+    study.StudyInstanceUID = subject.origin.study_uid
+    study.ReferencedSeriesSequence = [_series(subject.origin.series_uid, subject.origin.instances)]
+    if segmentation is not None:
+        itself = (str(segmentation.SOPClassUID), str(segmentation.SOPInstanceUID))
+        study.ReferencedSeriesSequence.append(_series(str(segmentation.SeriesInstanceUID), [itself]))
+    return study
+
+
+def _series(uid: str, instances: Iterable[tuple[str, str]]) -> Dataset:
+    series = Dataset()
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = uid, []
+    for sop_class, instance in instances:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+        series.ReferencedSOPSequence.append(item)
+    return series
