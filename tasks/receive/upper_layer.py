@@ -242,8 +242,8 @@ class UpperLayer(DULServiceProvider):
 
     def _hand_over(self, context: int, control: int, data: bytes | memoryview) -> None:
         primitive = P_DATA()
-        primitive.presentation_data_value_list = [(context, bytes([control & 3]) + data)]
         try:
+            primitive.presentation_data_value_list = [[context, bytes([control & 3]) + data]]
             self.assoc.dimse.receive_primitive(primitive)
         except Exception:  # noqa: BLE001 whatever a hostile message does to the decoder
             raise Malformed("a message that cannot be decoded") from None
