@@ -321,8 +321,12 @@ def _content(state: _State) -> tuple[int, int]:
 
 
 def _read(descriptor: int, state: _State) -> Iterator[bytes]:
-    """All of it. Raises _ChangedError at the end if it was written to meanwhile: the spool forgets it then."""
+    """All of it. Raises _ChangedError once it turns out to be written to: the spool forgets it then."""
+    left = state.size
     while chunk := os.read(descriptor, CHUNK):
+        left -= len(chunk)
+        if left < 0:
+            raise _ChangedError
         yield chunk
     if _State.of(os.fstat(descriptor)) != state:
         raise _ChangedError
