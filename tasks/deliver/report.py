@@ -30,7 +30,6 @@ from pydicom.uid import CTImageStorage
 from tasks.deliver.content import MANUFACTURER, SCHEME, Said, Subject, blank_person, concept, finish
 from tasks.deliver.segmentation import tracking
 
-_NOTHING: Final = CodedConcept("NOTHING", SCHEME, "Nothing reported")
 _PROJECTIONS: Final = frozenset({"CR", "DX", "RF", "XA", "MG", "US", "OT", "SC"})
 """Modalities whose flat images have no volume: a pixel's depth is made up."""
 
@@ -81,7 +80,7 @@ def _structures(subject: Subject, segmentation: Dataset | None) -> list[Any]:
         if number is not None and segmentation is not None:
             groups.append(_structure(subject, said, segmentation, number))
         elif not said.called or said.reported:
-            groups.append(_group(subject, said, evaluations=[_evaluation(codes.DCM.PresenceOfProperty, "Absent")]))
+            groups.append(_group(subject, said, evaluations=[_presence(codes.SCT.Absent)]))
     return groups
 
 
@@ -104,7 +103,7 @@ def _structure(subject: Subject, said: Said, segmentation: Dataset, number: int)
 
 
 def _classes(subject: Subject) -> list[Any]:
-    """A group for each class with its probability; the called one's says that it is the finding."""
+    """A group for each class with its probability; the called one's, the first, says that it is present."""
     if not any(said.found for said in subject.said):
         return []
     return [
@@ -112,7 +111,7 @@ def _classes(subject: Subject) -> list[Any]:
             subject,
             said,
             measurements=[_probability(said)],
-            evaluations=[QualitativeEvaluation(codes.DCM.Finding, said.concept)] if said.found else [],
+            evaluations=[_presence(codes.SCT.Present)] if said.found else [],
         )
         for said in sorted(subject.said, key=lambda said: not said.found)
     ]
@@ -123,7 +122,7 @@ def _nothing(subject: Subject) -> Any:
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(subject.uid("tracking"), subject.maker.title),
         algorithm_id=_algorithm(subject),
-        qualitative_evaluations=[QualitativeEvaluation(codes.DCM.Finding, _NOTHING)],
+        qualitative_evaluations=[_presence(codes.DCM.PresenceUndetermined)],
         source_images=_sources(subject),
     )
 
@@ -157,8 +156,8 @@ def _algorithm(subject: Subject) -> AlgorithmIdentification:
     )
 
 
-def _evaluation(name: Any, value: str) -> QualitativeEvaluation:
-    return QualitativeEvaluation(name, getattr(codes.SCT, value))
+def _presence(value: Any) -> QualitativeEvaluation:
+    return QualitativeEvaluation(codes.DCM.PresenceOfProperty, value)
 
 
 def _probability(said: Said, derivation: Any = None) -> Measurement:

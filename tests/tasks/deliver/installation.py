@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from models.hashing import content_key
-from models.package import ModelPackage
+from models.package import PACKAGE_FILE, WEIGHTS_FILE
 from models.recipe import Recipe
 from models.refs import AnalysisRef
 from models.volume import Mask, Segment
 from tasks.ingest.run import Ingestor, IngestRules
 from tasks.stores.house import Locations, Stores
-from tasks.stores.packages import write_package, write_weights
 from tasks.stores.tables import AnalysisRow, DatasetRecord, PackageRow, PredictionRow, StudyVersionRow, VolumeRow
+from tests.components import phantom_study
 from tests.tasks.register.samples import a_package
 
 MADE_AT = datetime(2026, 3, 30, 1, 30, 15, 123456, tzinfo=UTC)
@@ -71,6 +75,28 @@ def stores_at(home: Path) -> Stores:
     )
 
 
+LIVER_AND_LESION: dict[str, Draw] = {"liver": ball(0.5, 0.5, 0.4, 0.3), "lesion": ball(0.5, 0.5, 0.85, 0.12)}
+
+
+@cache
+def _phantom(number: int, slices: int) -> tuple[Dataset, ...]:
+    return tuple(phantom_study(number, slices=slices))
+
+
+def write_study(folder: Path, number: int = 1, *, slices: int = 6, **elements: Any) -> list[Dataset]:
+    """A CT series of a made-up patient as files; `elements` replace (or, as None, remove) those of every instance."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [copy.deepcopy(ds) for ds in _phantom(number, slices)]
+    for place, ds in enumerate(written):
+        for name, value in elements.items():
+            if value is None:
+                ds.pop(name, None)
+            else:
+                setattr(ds, name, value)
+        ds.save_as(folder / f"{place}.dcm", enforce_file_format=True)
+    return written
+
+
 @dataclass(frozen=True)
 class Installation:
     """Stores, and the verbs of what lies before delivery."""
@@ -92,32 +118,41 @@ class Installation:
         self, *, recipe: str = "", classes: Sequence[str] = ("liver", "lesion"), kind: str = "segmentation"
     ) -> str:
         """A stored package with these classes; the weights are a few numbers."""
-        sample = a_package(self.stores.locations.home / "sample")
+        home = self.stores.locations.home
+        sample = a_package(home / "sample")
         source = 'source = "SEG"' if kind == "segmentation" else 'source = "CSV"\nname = "chest"'
         read = Recipe.parse(f'name = "liver"\nkind = "{kind}"\n[images]\nmodality = "CT"\n[labels]\n{source}\n{recipe}')
         plan = sample.plan.model_copy(update={"kind": kind, "classes": tuple(classes), "recipe": read.key})
         key = content_key("package", read.key, list(classes))
-        package: ModelPackage = sample.model_copy(update={"key": key, "recipe": read, "plan": plan})
+        package = sample.model_copy(update={"key": key, "recipe": read, "plan": plan})
         with self.stores.packages.staging() as folder:
-            import torch
-
-            digest = write_weights(folder, {"head.weight": torch.zeros(2, 3)})
-            write_package(folder, package.model_copy(update={"weights_sha256": digest}))
+            shutil.copy(home / "sample" / WEIGHTS_FILE, folder)
+            (folder / PACKAGE_FILE).write_text(package.model_dump_json())
             self.stores.packages.publish(folder, key)
         self.stores.catalog.add(
             DatasetRecord(dataset=package.dataset, name="liver", kind=kind, classes=list(classes), counts={}),
-            PackageRow(package=key, name="liver", dataset=package.dataset, weights_sha256=digest, version="7"),
+            PackageRow(
+                package=key, name="liver", dataset=package.dataset, weights_sha256=package.weights_sha256, version="7"
+            ),
         )
         return key
 
-    def segment(self, package: str, volume: VolumeRow, structures: dict[str, Draw], *, confidence: float = 0.93) -> str:
+    def segment(
+        self,
+        package: str,
+        volume: VolumeRow,
+        structures: dict[str, Draw],
+        *,
+        confidence: float = 0.93,
+        key: str | None = None,
+    ) -> str:
         """A prediction with its mask, as the predict room stores it."""
         stored = self.stores.volumes.open(volume.volume)
         geometry = stored.geometry
         planes = [draw(geometry.shape) for draw in structures.values()]
         segments = tuple(Segment(n, name) for n, name in enumerate(structures, start=1))
         mask = Mask(np.stack(planes).astype(np.uint8) * np.uint8(255), segments, geometry, "model")
-        key = content_key("prediction", package, volume.volume)
+        key = key or content_key("prediction", package, volume.volume)
         self.stores.volumes.write_mask(key, mask)
         findings = [
             {
@@ -173,13 +208,8 @@ class Installation:
 
     def analysed(self, *paths: Path, structures: dict[str, Draw] | None = None, recipe: str = CODES) -> AnalysisRef:
         """Ingest, and say of every volume that these structures are in it."""
-        drawn = structures or {"liver": ball(0.5, 0.5, 0.4, 0.25), "lesion": ball(0.5, 0.5, 0.7, 0.1)}
+        drawn = structures or LIVER_AND_LESION
         volumes = self.ingest(*paths)
         package = self.package(recipe=recipe, classes=tuple(drawn))
         predictions = [self.segment(package, volume, drawn) for volume in volumes]
         return self.analysis(package, predictions, volumes[0].study)
-
-
-def digest(content: bytes) -> str:
-    """Short, for messages of failed assertions."""
-    return hashlib.sha256(content).hexdigest()[:16]
