@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import case, func, null, select, update
+from sqlalchemy import bindparam, case, func, inspect, null, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
@@ -57,6 +57,10 @@ class Index:
         self._catalog = catalog
         self._source = source
         self._insert: Any = (sqlite if catalog.engine.dialect.name == "sqlite" else postgresql).insert
+        # Made once, so that SQLAlchemy compiles them once: rows come ten times a second.
+        self._add_instances = self._instances_statement()
+        self._add_arrivals = self._arrivals_statement()
+        self._find_conflicts = _conflicts_statement()
 
     def write(self, batch: Sequence[News]) -> None:
         """All of them in one transaction."""
@@ -88,13 +92,30 @@ class Index:
         with self._catalog.transaction() as session:
             session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=row))
 
+    def _instances_statement(self) -> Any:
+        table = inspect(InstanceRow).local_table
+        return self._insert(table).on_conflict_do_nothing().returning(table.c.instance)
+
+    def _arrivals_statement(self) -> Any:
+        statement = self._insert(inspect(ArrivalRow).local_table)
+        said, first = statement.excluded, ArrivalRow.waiting == 0
+        return statement.on_conflict_do_update(
+            index_elements=["study"],
+            set_={
+                "source": said.source,
+                "first_at": case((first, said.first_at), else_=ArrivalRow.first_at),
+                "last_at": said.last_at,
+                "told_at": case((first, null()), else_=ArrivalRow.told_at),  # it was said of the last version
+                "waiting": ArrivalRow.waiting + said.waiting,
+            },
+        )
+
     def _insert_instances(self, session: Session, arrived: dict[str, Arrived]) -> set[str]:
         if not arrived:
             return set()
         # In one order everywhere, so that two processes with the same instances wait instead of blocking each other.
         rows = [self._row(arrived[name]) for name in sorted(arrived)]
-        statement = self._insert(InstanceRow).values(rows).on_conflict_do_nothing()
-        return set(session.scalars(statement.returning(InstanceRow.instance)))
+        return set(session.connection().scalars(self._add_instances, rows))
 
     def _row(self, news: Arrived) -> dict[str, Any]:
         stored = news.stored
@@ -114,44 +135,28 @@ class Index:
         moments: dict[str, list[datetime]] = defaultdict(list)
         for news in new:
             moments[news.stored.study].append(news.at)
-        for study in sorted(moments):
-            statement = self._insert(ArrivalRow).values(
-                study=study,
-                source=self._source,
-                first_at=min(moments[study]),
-                last_at=max(moments[study]),
-                waiting=len(moments[study]),
-                conflicts=0,
-                version=0,
-            )
-            said, first = statement.excluded, ArrivalRow.waiting == 0
-            session.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["study"],
-                    set_={
-                        "source": said.source,
-                        "first_at": case((first, said.first_at), else_=ArrivalRow.first_at),
-                        "last_at": said.last_at,
-                        "told_at": case((first, null()), else_=ArrivalRow.told_at),  # it was said of the last version
-                        "waiting": ArrivalRow.waiting + said.waiting,
-                    },
-                )
-            )
+        rows = [
+            {
+                "study": study,
+                "source": self._source,
+                "first_at": min(times),
+                "last_at": max(times),
+                "waiting": len(times),
+                "conflicts": 0,
+                "version": 0,
+            }
+            for study, times in sorted(moments.items())
+        ]
+        if rows:
+            session.connection().execute(self._add_arrivals, rows)
 
     def _flag_conflicts(self, session: Session, sop_uids: set[str]) -> None:
-        other = aliased(InstanceRow)
-        twice = (
-            select(other.instance)
-            .where(other.sop_uid == InstanceRow.sop_uid, other.instance != InstanceRow.instance)
-            .exists()
-        )
         studies: set[str] = set()
         names = sorted(sop_uids)
         for start in range(0, len(names), _SOME):
-            part = InstanceRow.sop_uid.in_(names[start : start + _SOME])
-            studies |= set(session.scalars(select(InstanceRow.study).where(part, twice).distinct()))
+            studies |= set(session.scalars(self._find_conflicts, {"names": names[start : start + _SOME]}))
         for study in sorted(studies):
-            count = select(func.count(InstanceRow.sop_uid.distinct())).where(InstanceRow.study == study, twice)
+            count = select(func.count(InstanceRow.sop_uid.distinct())).where(InstanceRow.study == study, _twice())
             found = session.scalar(count)
             session.execute(_quiet(update(ArrivalRow).where(ArrivalRow.study == study).values(conflicts=found)))
 
@@ -171,6 +176,18 @@ class Index:
             hint="the instance lies in the spool's quarantine folder",
         )
         self._catalog.insert(session, row)
+
+
+def _conflicts_statement() -> Any:
+    """The studies of instances with these UIDs that came with other bytes too."""
+    named = InstanceRow.sop_uid.in_(bindparam("names", expanding=True))
+    return select(InstanceRow.study).where(named, _twice()).distinct()
+
+
+def _twice() -> Any:
+    other = aliased(InstanceRow)
+    same = [other.sop_uid == InstanceRow.sop_uid, other.instance != InstanceRow.instance]
+    return select(other.instance).where(*same).exists()
 
 
 def _quiet(statement: Any) -> Any:

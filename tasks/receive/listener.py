@@ -7,6 +7,7 @@ sender can tell whether trying again may help.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ SOP_CLASS_NOT_SUPPORTED: Final = 0x0122
 OUT_OF_RESOURCES: Final = 0xA700
 DOES_NOT_MATCH: Final = 0xA900
 CANNOT_UNDERSTAND: Final = 0xC000
+SWITCH_SECONDS: Final = 0.0005
 STOP_SECONDS: Final = 8.0
 """How long an instance that is being received may take when the listener is stopped."""
 
@@ -78,6 +80,8 @@ class Listener:
         self._server = self._bind()
         # What goes wrong is told here, in our words; pynetdicom's own name the peers and quote what they sent.
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+        # With the usual 5 ms every thread that comes back from a system call waits that long while rows are written.
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         threading.Thread(target=self._server.serve_forever, args=(0.2,), name="listener", daemon=True).start()
 
     def stop(self) -> None:

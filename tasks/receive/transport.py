@@ -12,6 +12,7 @@ import logging
 import select
 import socket
 import ssl
+import struct
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -342,10 +343,18 @@ class Server(ThreadedAssociationServer):
             assoc.dul.join(1.0)
 
     def _secured(self, request: socket.socket) -> socket.socket:
-        request.settimeout(self.limits.network_seconds)
+        seconds = self.limits.network_seconds
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         request.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return self._tls.wrap_socket(request, server_side=True) if self._tls else request
+        if self._tls:
+            request.settimeout(seconds)
+            return self._tls.wrap_socket(request, server_side=True)
+        # The system's own time-outs: Python's ask with poll() before every call, and let go of the interpreter twice.
+        wait = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
+        request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+        request.settimeout(None)
+        return request
 
     def _bind_defaults(self) -> None:
         """Our associations bind their own."""

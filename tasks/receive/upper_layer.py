@@ -8,10 +8,12 @@ that is used again and again, and the answer is written by the same thread.
 from __future__ import annotations
 
 import logging
+import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ssl import SSLSocket
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -192,11 +194,11 @@ class UpperLayer(DULServiceProvider):
         if len(self._buffer) < count:
             self._buffer = bytearray(count)
         view = memoryview(self._buffer)[:count]
-        if (have := connection.recv_into(view)) == count:
-            return view
+        flags = 0 if isinstance(connection, SSLSocket) else socket.MSG_WAITALL
         until = monotonic() + self._limits.network_seconds + count / SLOWEST
+        have = connection.recv_into(view, count, flags)
         while have < count:
-            if (more := connection.recv_into(view[have:])) == 0 or monotonic() > until:
+            if monotonic() > until or not (more := connection.recv_into(view[have:], count - have, flags)):
                 raise ConnectionAbortedError
             have += more
         return view
@@ -243,7 +245,7 @@ class UpperLayer(DULServiceProvider):
     def _hand_over(self, context: int, control: int, data: bytes | memoryview) -> None:
         primitive = P_DATA()
         try:
-            primitive.presentation_data_value_list = [[context, bytes([control & 3]) + data]]
+            primitive.presentation_data_value_list = [[context, bytes([control & 3]) + data]]  # type: ignore[list-item]
             self.assoc.dimse.receive_primitive(primitive)
         except Exception:  # noqa: BLE001 whatever a hostile message does to the decoder
             raise Malformed("a message that cannot be decoded") from None

@@ -15,9 +15,10 @@ import secrets
 import stat
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Final
 
@@ -32,8 +33,13 @@ IMPLEMENTATION_VERSION: Final = "NOCTURNE"
 QUARANTINE: Final = "quarantine"
 STALE_SECONDS: Final = 3600.0  # no wait within one instance is nearly as long
 _CHUNK, _META_LIMIT = 1 << 20, 64 << 10
+_NAMES_KEPT = 1024
 _INSTANCE = re.compile(r"[0-9a-f]{64}")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+Names = Callable[[str], str]
+"""Gives the pseudonym of a UID."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,8 @@ class Spool:
 
     def __init__(self, root: Path, pseudonymizer: Pseudonymizer) -> None:
         self.root = root
-        self._pseudonymizer = pseudonymizer
+        # Nearly every instance is of the same few studies and series.
+        self._names = lru_cache(_NAMES_KEPT)(pseudonymizer.uid)
 
     def write(
         self, parts: Iterable[bytes | memoryview], *, sop_class: str, sop_instance: str, transfer_syntax: str
@@ -75,13 +82,13 @@ class Spool:
         the digest in `where`. Raises ServiceUnavailableError (`disk-full`, `spool-away`) where trying again may help.
         """
         said = (sop_class.strip(" \0"), sop_instance.strip(" \0"))
-        return self._keep(_Draft(self.root, self._pseudonymizer, transfer_syntax, said), parts)
+        return self._keep(_Draft(self.root, self._names, transfer_syntax, said), parts)
 
     def adopt(self, path: Path) -> Stored:
         """Keep a copy of a Part 10 file. Its name, its preamble and its file meta information count for nothing."""
         with _source(path) as handle:
             transfer_syntax = _read_meta(handle)
-            draft = _Draft(self.root, self._pseudonymizer, transfer_syntax, None)
+            draft = _Draft(self.root, self._names, transfer_syntax, None)
             return self._keep(draft, _chunks(handle))
 
     def path(self, study: str, instance: str) -> Path:
@@ -118,7 +125,7 @@ class Spool:
                 if peeker.feed(part):
                     break
             size = os.fstat(handle.fileno()).st_size - start
-        return _stored(self._pseudonymizer, peeker.end(), path, path.stem, size, new=False)
+        return _stored(self._names, peeker.end(), path, path.stem, size, new=False)
 
     def verify(self, path: Path) -> None:
         """Raises IntegrityError where the file is not what its name says."""
@@ -176,10 +183,8 @@ class Spool:
 class _Draft:
     """One instance on its way in: held back until its folder is known, then written as it comes."""
 
-    def __init__(
-        self, root: Path, pseudonymizer: Pseudonymizer, transfer_syntax: str, said: tuple[str, str] | None
-    ) -> None:
-        self._root, self._pseudonymizer, self._said = root, pseudonymizer, said
+    def __init__(self, root: Path, names: Names, transfer_syntax: str, said: tuple[str, str] | None) -> None:
+        self._root, self._names, self._said = root, names, said
         self._transfer_syntax = transfer_syntax
         self._digest = hashlib.sha256(transfer_syntax.encode() + b"\0")
         self._peeker = Peeker(transfer_syntax)
@@ -220,7 +225,7 @@ class _Draft:
         _sync_folder(target.parent)
         if self._refused:
             raise HeaderError(self._refused.what, where=name, hint=self._refused.hint, reason=self._refused.reason)
-        return _stored(self._pseudonymizer, self._known, target, name, self._size, new=new)
+        return _stored(self._names, self._known, target, name, self._size, new=new)
 
     def discard(self) -> None:
         """Close it, and remove what has no final name."""
@@ -253,7 +258,7 @@ class _Draft:
             self._folder = self._root / QUARANTINE
             sop_class, sop = (uid if is_uid(uid) else "" for uid in self._said or ("", ""))
         else:
-            self._folder = _folder(self._root, self._pseudonymizer.uid(self._known.study))
+            self._folder = _folder(self._root, self._names(self._known.study))
             sop_class, sop = self._known.sop_class, self._known.sop
         self._part = self._folder / f".{secrets.token_hex(8)}.part"
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
@@ -266,12 +271,12 @@ class _Draft:
         self._held.clear()
 
 
-def _stored(p: Pseudonymizer, known: Identifiers, path: Path, name: str, size: int, *, new: bool) -> Stored:
+def _stored(names: Names, known: Identifiers, path: Path, name: str, size: int, *, new: bool) -> Stored:
     return Stored(
         instance=name,
-        study=p.uid(known.study),
-        series_uid=p.uid(known.series),
-        sop_uid=p.uid(known.sop),
+        study=names(known.study),
+        series_uid=names(known.series),
+        sop_uid=names(known.sop),
         sop_class=known.sop_class,
         modality=known.modality,
         bytes=size,
