@@ -23,5 +23,8 @@ def refusal(status: int, where: str) -> NocturneError:
 def unreachable(error: Exception, where: str) -> ServiceUnavailableError:
     """The error for a server that does not answer, or stops answering; `error` is told by its class alone."""
     return ServiceUnavailableError(
-        f"does not answer ({type(error).__name__})", where=where, hint="is it running, and is the address right?"
+        f"does not answer ({type(error).__name__})",
+        where=where,
+        hint="is it running, and is the address right?",
+        reason="unreachable",
     )

@@ -12,7 +12,8 @@ from typing import Final
 
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from models.errors import HeaderError, ServiceUnavailableError
+from models.errors import HeaderError
+from tasks.receive.asking import LostError
 from tasks.receive.reception import Reception
 from tasks.stores.peek import Identifiers, Peeker
 from tasks.stores.spool import Stored
@@ -96,7 +97,7 @@ def boundary_of(content_type: str) -> bytes | None:
 def split_multipart(chunks: Iterable[bytes], boundary: bytes) -> Iterator[Iterator[bytes]]:
     """The body of each part, in chunks; what is left unread of one is passed over before the next.
 
-    Raises ServiceUnavailableError where the closing boundary never comes.
+    Raises LostError where the closing boundary never comes.
     """
     stream = _Stream(chunks)
     stream.put_back(b"\r\n")  # the first boundary need not follow a line
@@ -153,7 +154,7 @@ class _Stream:
                 yield piece
             chunk = next(self._chunks, None)
             if chunk is None:
-                raise ServiceUnavailableError("the answer was cut off")
+                raise LostError("the answer was cut off")
             self._held += chunk
         piece, self._held = self._held[:at], self._held[at + len(mark) :]
         if piece:
