@@ -22,6 +22,8 @@ SILENT_SECONDS: Final = 180
 """Longer than the watchdog's patience: this acts where the watchdog is away."""
 
 _RUNS: Final = "prefect.flow-run.*"
+_FAILURES: Final = ("Failed", "Crashed", "TimedOut")
+_ENDS: Final = (*_FAILURES, "Completed", "Cancelled", "Suspended", "AwaitingRetry")
 _BODY: Final = """Run: {{ flow_run.name }}
 Deployment: {{ flow.name }}/{{ deployment.name }}
 State: {{ flow_run.state.name }}
@@ -85,7 +87,8 @@ def _lost(deployments: list[UUID]) -> AutomationCore:
         tags=[TAG],
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
-            expect={_RUNS},  # the next heartbeat, or any other state
+            # The next heartbeat, or an end. No more than these: each event that is expected costs the server a write.
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in _ENDS)},
             match=ResourceSpecification({"prefect.resource.id": _RUNS}),
             match_related=_of(deployments),
             for_each={"prefect.resource.id"},
@@ -103,7 +106,7 @@ def _failed(channel: str, block: UUID, deployments: list[UUID]) -> AutomationCor
         description=f"Told by {channel}.",
         tags=[TAG],
         trigger=EventTrigger(
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"},
+            expect={f"prefect.flow-run.{failure}" for failure in _FAILURES},
             match=ResourceSpecification({"prefect.resource.id": _RUNS}),
             match_related=_of(deployments),
             posture=Posture.Reactive,

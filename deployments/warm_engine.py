@@ -25,14 +25,15 @@ DONE = "done"
 
 def main(modules: Sequence[str]) -> None:
     """Import `modules`, then run whatever is asked for until standard input ends."""
-    # Answers have the pipe to themselves: whatever a flow prints goes to the log.
+    # The pipes are ours alone: what a flow prints goes to the log, and leaving a run may close `sys.stdin`.
+    questions = os.fdopen(os.dup(sys.stdin.fileno()))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to answer
     for module in modules:
         importlib.import_module(module)
     print(READY, file=answers)
-    for line in sys.stdin:
+    for line in questions:
         print(DONE, run(UUID(line.strip())), file=answers)
 
 

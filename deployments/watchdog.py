@@ -33,7 +33,7 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFi
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
-from deployments.environment import connected
+from deployments.environment import HEARTBEAT_SECONDS, connected
 from deployments.names import ARRIVALS, TAG
 from flows.approval import unanswered
 from flows.environment import open_stores
@@ -53,7 +53,7 @@ class Patience:
 
     silent_seconds: float = 90.0
     pending_seconds: float = 300.0
-    unstarted_seconds: float = 300.0
+    unstarted_seconds: float = 60.0
     restart_seconds: tuple[float, ...] = (5.0, 60.0, 300.0)
     oldest: timedelta = timedelta(hours=24)
 
@@ -64,6 +64,7 @@ class Watchdog:
     def __init__(self, settings: Settings, patience: Patience | None = None) -> None:
         self._settings, self._patience = settings, patience or Patience()
         self._answers_since: float | None = None
+        self._looked_at = now()
         self._given_up: set[UUID] = set()
         self._unstarted_at = float("-inf")
 
@@ -73,7 +74,7 @@ class Watchdog:
             with connected(self._settings), _served(), get_client(sync_client=True) as client:
                 ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
                 found = {d.id: d for d in client.read_deployments(deployment_filter=ours, limit=_MOST)}
-                self._answers_since = self._answers_since or time.monotonic()
+                self._answered()
                 if not found:
                     return 0
                 ids = list(found)
@@ -82,6 +83,14 @@ class Watchdog:
         except ServiceUnavailableError:
             self._answers_since = None
             raise
+
+    def _answered(self) -> None:
+        """The server answers. After a gap, in which this machine may have slept, the count begins anew."""
+        before, self._looked_at = self._looked_at, now()
+        longest = max(self._patience.silent_seconds - HEARTBEAT_SECONDS, HEARTBEAT_SECONDS)
+        if (self._looked_at - before).total_seconds() > longest:
+            self._answers_since = None
+        self._answers_since = self._answers_since or time.monotonic()
 
     @cached_property
     def _stores(self) -> Stores:

@@ -14,6 +14,7 @@ import anyio.abc
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry
 from prefect.workers.base import BaseJobConfiguration, BaseWorker, BaseWorkerResult
@@ -43,6 +44,11 @@ class SteadyWorker(BaseWorker[Any, Any, Any]):
         except (httpx.TransportError, httpx.HTTPStatusError) as error:
             _bear(error)
             return []
+
+    async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
+        """Without those in hand: a run that is resumed at once is due again before its process has ended."""
+        found = await super()._get_scheduled_flow_runs()
+        return [entry for entry in found if entry.flow_run.id not in self.running]
 
     async def _sync_and_initialize(self) -> None:
         try:

@@ -1,0 +1,113 @@
+"""Runs that were lost with their worker, handed back by it, or never made: all are found and go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from deployments.blueprint import Blueprint, bring_up
+from deployments.names import ARRIVALS_POOL, WORK_POOL
+from deployments.watchdog import Patience, Watchdog
+from flows.environment import open_stores
+from models.errors import ServiceUnavailableError
+from models.hospital import Services
+from tasks.stores.outbox import Outbox
+from tasks.stores.tables import StudyVersionRow, now
+from tests.components import free_port, until
+from tests.deployments.conftest import Served, kill_tree
+from tests.deployments.trivial import long_work, study_arrived
+
+QUICK = Patience(silent_seconds=2.0, pending_seconds=2.0, unstarted_seconds=0.1, restart_seconds=(0.0, 0.0, 0.0))
+
+
+@pytest.fixture(scope="module")
+def deployed(served: Served) -> Served:
+    arrivals = Blueprint(study_arrived, "arrivals", ARRIVALS_POOL, "a stand-in", ("arrival",))
+    long = Blueprint(long_work, "by-hand", WORK_POOL, "a stand-in", ("training",))
+    bring_up(served.settings, [arrivals, long])
+    return served
+
+
+def test_a_run_that_was_lost_with_its_worker_is_found_and_one_of_a_stopped_worker_handed_back(deployed: Served) -> None:
+    wait: Path = deployed.folder / "lost.wait"
+    wait.touch()
+    with deployed.worker("worker") as process:
+        run = deployed.start("long work/by-hand", key="lost")
+        until(lambda: deployed.seen("lost"), "the run's process", 120)
+        kill_tree(process)
+    assert deployed.run(run)["state_name"] == "Running"  # nobody has noticed
+    watchdog = Watchdog(deployed.settings, QUICK)
+    until(watchdog.look, "the watchdog's notice")
+    assert deployed.states(run)[-2:] == ["Crashed", "AwaitingRetry"]
+    wait.unlink()
+    with deployed.worker("worker", grace=0.5) as process:
+        deployed.await_state(run, "Completed")
+        assert len(deployed.seen("lost")) == 2
+        stopped_worker_hands_its_run_back(deployed, process)
+
+
+def stopped_worker_hands_its_run_back(served: Served, process: subprocess.Popen[bytes]) -> None:
+    (served.folder / "interrupted.wait").touch()
+    run = served.start("long work/by-hand", key="interrupted")
+    until(lambda: served.seen("interrupted"), "the run's process", 120)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    ((pid, _),) = served.seen("interrupted")
+    until(lambda: not alive(pid), "the end of the run's process")
+    assert served.states(run)[-1] == "AwaitingRetry"
+    assert "Crashed" not in served.states(run)
+
+
+def test_a_study_without_a_run_is_given_one_once(deployed: Served) -> None:
+    stores = open_stores(deployed.settings)
+    old = now() - timedelta(seconds=5)
+    for key in ("forgotten", "untold"):
+        stores.catalog.add(
+            StudyVersionRow(version=key, study="study", number=1, instances=[], why="quiet", completed_at=old)
+        )
+    with stores.catalog.transaction() as session:
+        Outbox(stores.catalog).put(session, "event", "event-untold", {"version": "untold"})
+    assert Watchdog(deployed.settings, QUICK).look() == 1
+    assert Watchdog(deployed.settings, QUICK).look() == 0
+    (run,) = deployed.runs_of("forgotten")
+    assert run["parameters"] == {"version": {"key": "forgotten"}}
+    assert deployed.runs_of("untold") == []  # its event is still on its way
+
+
+def test_what_crashes_again_and_again_is_left(deployed: Served) -> None:
+    run = deployed.start("long work/by-hand", key="hopeless")
+    watchdog = Watchdog(deployed.settings, Patience(restart_seconds=(0.0, 0.0)))
+    for restarted in (1, 1, 0, 0):
+        deployed.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CRASHED"}, "force": True})
+        assert watchdog.look() == restarted
+    assert deployed.states(run).count("AwaitingRetry") == 2
+
+
+def test_a_server_that_is_away_is_told_and_its_runs_are_not_judged_when_it_returns(deployed: Served) -> None:
+    elsewhere = deployed.settings.model_copy(update={"services": Services(prefect_port=free_port())})
+    with pytest.raises(ServiceUnavailableError):
+        Watchdog(elsewhere, QUICK).look()
+    run = deployed.start("long work/by-hand", key="silent")
+    deployed.post(f"/flow_runs/{run}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+    until(lambda: _age(deployed, run) > 1.0, "a silent run")
+    watchdog = Watchdog(deployed.settings, Patience(silent_seconds=1.0, restart_seconds=(), unstarted_seconds=1e9))
+    assert watchdog.look() == 0
+    assert deployed.run(run)["state_name"] == "Running"
+    until(lambda: watchdog.look() or deployed.run(run)["state_name"] == "Crashed", "the watchdog's notice")
+
+
+def _age(served: Served, run: str) -> float:
+    return (now() - datetime.fromisoformat(served.run(run)["state"]["timestamp"])).total_seconds()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
