@@ -28,7 +28,7 @@ Float32 = NDArray[np.float32]
 Make = Callable[[int, int], Float32]
 
 WHOLE_BYTES = 256 << 20
-"""Prepared images up to this size are held whole: there is nothing to win."""
+"""Images that take no more than this, before and after, are prepared whole: there is nothing to win."""
 
 _SLICES = 32
 
@@ -41,7 +41,8 @@ def prepared_planes(
     Images of fixed size, and those whose normalisation looks at single voxels of the whole, are prepared whole.
     """
     layout = lay_out(array, geometry, plan)
-    if 4 * len(layout.channels) * math.prod(layout.target.shape) > whole_bytes and plan.size is None:
+    largest = max(len(layout.channels) * math.prod(layout.target.shape), math.prod(layout.inner.shape))
+    if 4 * largest > whole_bytes and plan.size is None:
         cropped = crop_to(layout.channels, layout.crop)
         pointwise = [settled(channel, how, plan) for channel, how in zip(cropped, plan.normalisation, strict=True)]
         known = [how for how in pointwise if how is not None]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tasks.imaging.sliding import class_probabilities, sliding_window
+from tasks.imaging.sliding import PORTION, Whole, class_probabilities, sliding_bands, sliding_window
 
 TILE = (4, 6, 8)
 
@@ -113,6 +113,35 @@ def test_it_stops_between_tiles_when_cancelled() -> None:
     with pytest.raises(InterruptedError):
         sliding_window(network, image((4, 6, 60)), TILE, 0.5, batch=1, cancelled=lambda: next(answers))
     assert len(network.seen) == 2
+
+
+@pytest.mark.parametrize("tile", [TILE, (1, 8, 8), (24, 16, 16)])
+def test_bands_come_in_order_without_gaps(tile: tuple[int, int, int]) -> None:
+    x, after = image((70, 13, 9)), 0
+    for first, band in sliding_bands(Voxelwise(), Whole(x), tile, 0.5, precision="fp32", batch=3):
+        assert first == after
+        assert 0 < band.shape[1] <= PORTION
+        after += band.shape[1]
+        assert torch.allclose(band, expected(x)[:, first:after], atol=1e-5)
+    assert after == 70
+
+
+def test_slices_are_asked_for_in_rising_order_and_a_tile_at_a_time() -> None:
+    class Endless:
+        shape = (1, 300, 13, 9)
+        asked: tuple[tuple[int, int], ...] = ()
+
+        def planes(self, start: int, stop: int) -> Tensor:
+            self.asked += ((start, stop),)
+            return torch.full((1, stop - start, 13, 9), 2.0)
+
+    endless = Endless()
+    for _, band in sliding_bands(Voxelwise(), endless, TILE, 0.5, precision="fp32"):
+        assert float((band[1] - torch.tensor(2.0).sigmoid()).abs().max()) < 1e-5
+    starts, stops = zip(*endless.asked, strict=True)
+    assert list(starts) == sorted(set(starts))
+    assert list(stops) == sorted(stops)
+    assert max(stop - start for start, stop in endless.asked) == TILE[0]
 
 
 def test_agrees_with_monai() -> None:
