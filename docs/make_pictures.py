@@ -1,7 +1,8 @@
-"""Draw the pictures of the README: the pipeline, and a real report as Chromium shows it.
+"""Draw the pictures of the README: the pipeline, a real report, and real pages, as Chromium shows them.
 
-python docs/make_pictures.py                         # the pipeline
-python docs/make_pictures.py REPORT.html         # and the report's first page
+python docs/make_pictures.py                            # the pipeline
+python docs/make_pictures.py REPORT.html TOP BOTTOM     # and the report: its head, and what lies between two heights
+python docs/make_pictures.py --pages MODEL              # and the pages of the `nocturne up` that runs here
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import httpx
 from PIL import Image
+
+from flows.health import mlflow_page
+from models.settings import Settings
 
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -73,8 +78,8 @@ def pipeline() -> str:
     )
 
 
-def screenshot(page: Path, picture: Path, height: int) -> None:
-    """What headless Chromium shows of a local page."""
+def screenshot(page: str, picture: Path, height: int, *, width: int = 1200, wait_seconds: int = 0) -> None:
+    """What headless Chromium shows of a page, `wait_seconds` of its own time after it was loaded."""
     with tempfile.TemporaryDirectory() as profile:
         options = [
             "--headless",
@@ -84,19 +89,51 @@ def screenshot(page: Path, picture: Path, height: int) -> None:
             "--no-first-run",
             "--hide-scrollbars",
             f"--user-data-dir={profile}",
-            f"--window-size=1200,{height}",
+            f"--window-size={width},{height}",
+            *([f"--virtual-time-budget={1000 * wait_seconds}"] if wait_seconds else []),
             f"--screenshot={picture}",
         ]
-        subprocess.run(["chromium", *options, page.absolute().as_uri()], check=True, capture_output=True, timeout=120)
+        subprocess.run(["chromium", *options, page], check=True, capture_output=True, timeout=120)
+
+
+def pages(model: str) -> None:
+    """A night, an arrival, the deployments and the registered model, from the servers of `nocturne up`."""
+    settings = Settings.load()
+    api, site = settings.prefect(), settings.prefect().removesuffix("/api")
+    found = {
+        "night": f"{site}/runs/flow-run/{last_run(api, 'retrain')}",
+        "night-artifacts": f"{site}/runs/flow-run/{last_run(api, 'retrain')}?tab=Artifacts",
+        "arrival": f"{site}/runs/flow-run/{last_run(api, 'study arrived')}?tab=Artifacts",
+        "deployments": f"{site}/deployments",
+        "mlflow": f"{mlflow_page(settings)}/#/models/{model}",
+    }
+    for name, page in found.items():
+        screenshot(page, PICTURES / f"{name}.png", 1000, width=1500, wait_seconds=20)
+        with Image.open(PICTURES / f"{name}.png") as image:
+            image.quantize(128).save(PICTURES / f"{name}.png", optimize=True)
+
+
+def last_run(api: str, flow: str) -> str:
+    """The newest finished run of a flow."""
+    wanted = {
+        "flows": {"name": {"any_": [flow]}},
+        "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
+        "sort": "START_TIME_DESC",
+        "limit": 1,
+    }
+    runs = httpx.post(f"{api}/flow_runs/filter", json=wanted, trust_env=False).raise_for_status().json()
+    return str(runs[0]["id"])
 
 
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
     (PICTURES / "pipeline.svg").write_text(pipeline(), encoding="utf-8")
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] == ["--pages"]:
+        pages(sys.argv[2])
+    elif len(sys.argv) > 1:
         report, top, bottom = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
         whole = PICTURES / "report.png"
-        screenshot(report, whole, bottom)
+        screenshot(report.absolute().as_uri(), whole, bottom)
         with Image.open(whole) as image:
             head, cases = image.crop((0, 0, image.width, 600)), image.crop((0, top, image.width, bottom))
         both = Image.new("RGB", (head.width, head.height + cases.height))

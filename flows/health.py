@@ -85,5 +85,5 @@ def _process(name: str, told: Mapping[str, Sign]) -> Health:
         return Health(name, "away", f"ended without notice {sign.age:.0f} s ago; see its log")
     if sign.age > _STALE_SECONDS:
         return Health(name, "away", f"no sign of life for {sign.age:.0f} s; see its log")
-    figures = ", ".join(f"{n:,} {what}" for what, n in sign.figures.items())
+    figures = ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in sign.figures.items() if n)
     return Health(name, "trouble" if sign.trouble else "well", sign.trouble or figures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from prefect import Task
@@ -18,7 +18,6 @@ def door(
     name: str,
     *,
     run_name: str | None = None,
-    tags: Sequence[str] = (),
     minutes: float | None = 60,
     persist: bool = True,
 ) -> Callable[[Callable[P, R]], Task[P, R]]:
@@ -27,7 +26,8 @@ def door(
     `minutes` is None for doors that are mapped over threads: Prefect cannot interrupt those.
 
     `run_name` may hold parameters in braces: references only, they are pseudonyms. Prefect's cache is off: the stores
-    know by content what is done, also for another flow and on another machine.
+    know by content what is done, also for another flow and on another machine. There are no tags: for a task that has
+    some, Prefect asks the server for a concurrency slot before every run, which took up to two seconds.
     """
 
     def made(function: Callable[P, R]) -> Task[P, R]:
@@ -35,7 +35,6 @@ def door(
             function,
             name=name,
             task_run_name=run_name,
-            tags=list(tags),
             cache_policy=NO_CACHE,
             retries=RETRIES,
             retry_delay_seconds=RETRY_DELAYS,

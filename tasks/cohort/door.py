@@ -8,7 +8,7 @@ from tasks.progress import stage
 from tasks.stores.house import Stores
 
 
-@door("write cohort", tags=["cohort"], minutes=10, persist=False)
+@door("write cohort", minutes=10, persist=False)
 def write(stores: Stores, patients: int, broken: int) -> Cohort:
     """The phantom cohort, as DICOM under the home folder."""
     with stage("cohort", patients + broken + 1, "studies") as running:

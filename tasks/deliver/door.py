@@ -9,7 +9,7 @@ from tasks.door import door
 from tasks.stores.house import Stores
 
 
-@door("deliver", run_name="deliver {analysis}", tags=["deliver"])
+@door("deliver", run_name="deliver {analysis}")
 def deliver(
     stores: Stores, analysis: AnalysisRef, destinations: tuple[Destination, ...], ae_title: str
 ) -> tuple[Delivered, ...]:

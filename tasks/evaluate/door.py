@@ -12,19 +12,19 @@ from tasks.evaluate import run, summary
 from tasks.stores.house import Stores
 
 
-@door("evaluate", run_name="evaluate {package} on {dataset}", tags=["evaluate", "gpu"], minutes=360)
+@door("evaluate", run_name="evaluate {package} on {dataset}", minutes=360)
 def evaluate(stores: Stores, package: PackageRef, dataset: DatasetRef) -> EvaluationRef:
     """The package on the dataset's frozen test patients."""
     return run.evaluate_package(stores, package, dataset)
 
 
-@door("compare", run_name="compare {challenger} with {champion}", tags=["evaluate"], minutes=30)
+@door("compare", run_name="compare {challenger} with {champion}", minutes=30)
 def compare(stores: Stores, champion: EvaluationRef, challenger: EvaluationRef) -> Comparison:
     """Paired differences on the same test patients."""
     return run.compare(stores, champion, challenger)
 
 
-@door("report", run_name="report on {evaluation}", tags=["evaluate"], minutes=30)
+@door("report", run_name="report on {evaluation}", minutes=30)
 def report(stores: Stores, evaluation: EvaluationRef, champion: EvaluationRef | None, registered: Registered) -> Path:
     """One self-contained HTML file on what was learnt, how good it is, and what was decided."""
     return summary.write(stores, evaluation, champion, registered)

@@ -12,26 +12,26 @@ from tasks.progress import counted
 from tasks.stores.house import Stores
 
 
-@door("scan", run_name="scan {batch}", tags=["ingest"])
+@door("scan", run_name="scan {batch}")
 def scan(stores: Stores, batch: BatchRef, rules: IngestRules) -> ScanReport:
     """Find the series and labels in a batch of places."""
     return _ingestor(stores, rules).scan(stores.open_batch(batch))
 
 
-@door("ingest series", run_name="ingest series, part {part}", tags=["ingest"], minutes=None)
+@door("ingest series", run_name="ingest series, part {part}", minutes=None)
 def ingest_series(stores: Stores, refs: tuple[SeriesRef, ...], rules: IngestRules, part: int) -> tuple[Outcome, ...]:
     """Series to volumes; what fails a check is in quarantine afterwards."""
     return tuple(map(_ingestor(stores, rules).ingest, counted("ingest", refs)))
 
 
-@door("ingest labels", run_name="ingest labels, part {part}", tags=["ingest"], minutes=None)
+@door("ingest labels", run_name="ingest labels, part {part}", minutes=None)
 def ingest_labels(stores: Stores, refs: tuple[SeriesRef, ...], part: int) -> tuple[LabelOutcome, ...]:
     """SEG and RTSTRUCT to masks on their images' grids; needs the images first."""
     reader = LabelIngestor(stores.catalog, stores.vault, stores.volumes, stores.pseudonymizer)
     return tuple(map(reader.ingest, counted("labels", refs)))
 
 
-@door("build dataset", run_name="build dataset for {recipe.name}", tags=["ingest"], minutes=10)
+@door("build dataset", run_name="build dataset for {recipe.name}", minutes=10)
 def build(stores: Stores, recipe: Recipe) -> DatasetRef:
     """The recipe's images and labels as an immutable dataset; new patients get their split."""
     return build_dataset(recipe, stores.catalog, stores.datasets, stores.pseudonymizer).ref

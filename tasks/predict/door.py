@@ -8,13 +8,13 @@ from tasks.predict import run
 from tasks.stores.house import Stores
 
 
-@door("predict", run_name="predict with {package}", tags=["predict"])
+@door("predict", run_name="predict with {package}")
 def predict(stores: Stores, package: PackageRef, candidates: tuple[VolumeRef, ...]) -> tuple[str, ...]:
     """The package on those volumes that its recipe means; returns the predictions' keys."""
     return run.predict_volumes(stores, package, run.choose_volumes(stores, package, candidates))
 
 
-@door("predict study", run_name="predict {version} with {name} {model_version}", tags=["predict"])
+@door("predict study", run_name="predict {version} with {name} {model_version}")
 def analyse(
     stores: Stores,
     version: StudyVersionRef,

@@ -9,13 +9,13 @@ from tasks.preprocess import stored
 from tasks.stores.house import Stores
 
 
-@door("plan", run_name="plan {recipe.name} on {dataset}", tags=["preprocess"])
+@door("plan", run_name="plan {recipe.name} on {dataset}")
 def plan(stores: Stores, recipe: Recipe, dataset: DatasetRef) -> PlanRef:
     """What the recipe becomes, once the training split has been looked at."""
     return stored.plan_training(stores, recipe, dataset)
 
 
-@door("prepare", run_name="prepare by plan {plan}", tags=["preprocess"], minutes=6 * 60)
+@door("prepare", run_name="prepare by plan {plan}", minutes=6 * 60)
 def prepare(stores: Stores, recipe: Recipe, plan: PlanRef) -> PreparedRef:
     """Prepared arrays of all training and validation cases; only what is new is computed."""
     return stored.prepare_planned(stores, recipe, plan)

@@ -13,25 +13,25 @@ from tasks.register import run
 from tasks.stores.house import Stores
 
 
-@door("champion", run_name="champion of {name}", tags=["register"], minutes=10)
+@door("champion", run_name="champion of {name}", minutes=10)
 def champion(stores: Stores, name: str) -> PackageRef | None:
     """The package that serves, if any."""
     return run.champion(stores, name)
 
 
-@door("resolve", run_name="resolve {name} {version}", tags=["register"], minutes=10)
+@door("resolve", run_name="resolve {name} {version}", minutes=10)
 def resolve(stores: Stores, name: str, version: str) -> PackageRef:
     """The package of a version's number or alias."""
     return run.resolve(stores, name, version)
 
 
-@door("serving", tags=["register"], minutes=10)
+@door("serving", minutes=10)
 def serving(stores: Stores, names: tuple[str, ...], shadow: bool) -> tuple[Serving, ...]:
     """What runs on an arrived study: the champions of those models (all, where none is named), and challengers."""
     return run.serving(stores, names, shadow=shadow)
 
 
-@door("register", run_name="register {package}", tags=["register"], minutes=30)
+@door("register", run_name="register {package}", minutes=30)
 def register(
     stores: Stores,
     package: PackageRef,
@@ -47,7 +47,7 @@ def register(
     return run.register(stores, package, evaluation, champion, comparison, word)
 
 
-@door("would serve", run_name="may {package} serve", tags=["register"], minutes=10)
+@door("would serve", run_name="may {package} serve", minutes=10)
 def would_serve(
     stores: Stores,
     package: PackageRef,
@@ -62,7 +62,6 @@ def would_serve(
 @door(
     "attach report",
     run_name="attach report to {registered.name} {registered.version}",
-    tags=["register"],
     minutes=10,
     persist=False,
 )

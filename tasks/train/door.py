@@ -9,7 +9,7 @@ from tasks.stores.house import Stores
 from tasks.train.stored import train_package
 
 
-@door("train", run_name="train {recipe.name} by plan {plan}", tags=["train", "gpu"], minutes=24 * 60)
+@door("train", run_name="train {recipe.name} by plan {plan}", minutes=24 * 60)
 def train(stores: Stores, recipe: Recipe, plan: PlanRef, prepared: PreparedRef) -> PackageRef:
     """Learn by the plan from the prepared cases; goes on from the newest checkpoint. Needs `prepared` done."""
     return train_package(stores, recipe, plan)

@@ -40,7 +40,7 @@ class Hospital:
     @property
     def environment(self) -> dict[str, str]:
         """Of every command on this installation."""
-        return {**self.home.environment, "PREFECT_LOGGING_LEVEL": "WARNING"}
+        return {**self.home.environment, "PREFECT_LOGGING_LEVEL": "WARNING", "COLUMNS": "200"}
 
     @property
     def api(self) -> str:
@@ -76,7 +76,7 @@ url = "{self.pacs.url}"
 user = "{self.pacs.user}"
 password = "{self.pacs.password}"
 every_seconds = 0.5
-{completion}
+completion = {{ quiet_seconds = 600, cap_seconds = 1200 }}
 
 [[destinations]]
 name = "pacs"
