@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from models.errors import BadInputError, NotFoundError, NothingToDoError
+from models.errors import BadInputError, IntegrityError, NocturneError, NotFoundError, NothingToDoError
 from models.hashing import content_key
 from models.package import ModelPackage
 from models.refs import AnalysisRef, PackageRef, StudyVersionRef, VolumeRef
@@ -33,7 +33,7 @@ class Predicted:
     """The keys of what was predicted, and the images that could not be, with the reason."""
 
     keys: tuple[str, ...]
-    refused: tuple[tuple[VolumeRef, BadInputError], ...] = ()
+    refused: tuple[tuple[VolumeRef, NocturneError], ...] = ()
 
 
 def prediction_key(package: str, volume: str) -> str:
@@ -65,7 +65,7 @@ def choose_volumes(stores: Stores, package: PackageRef, candidates: Sequence[Vol
 def predict_volumes(stores: Stores, package: PackageRef, volumes: Sequence[VolumeRef]) -> tuple[str, ...]:
     """Apply `package` to each volume, unless that was done; returns the predictions' keys.
 
-    Raises the first BadInputError after all the others are done.
+    Raises the first error of an image (BadInputError, IntegrityError, NotFoundError) after all the others are done.
     """
     predicted = predict_each(stores, package, volumes)
     for _, error in predicted.refused:
@@ -77,14 +77,14 @@ def predict_each(stores: Stores, package: PackageRef, volumes: Sequence[VolumeRe
     """Apply `package` to each volume, unless that was done; an image that cannot be is set aside and the rest go on."""
     keys = {ref: prediction_key(package.key, ref.key) for ref in volumes}
     waiting = [ref for ref, key in keys.items() if not stores.catalog.get(PredictionRow, key)]
-    refused: list[tuple[VolumeRef, BadInputError]] = []
+    refused: list[tuple[VolumeRef, NocturneError]] = []
     if waiting:
         described, predictor = predictor_for(stores, package)
         with stage("predict", len(waiting), "volumes") as running:
             for ref in waiting:
                 try:
                     _predict(stores, described, predictor, ref, keys[ref])
-                except BadInputError as error:
+                except (BadInputError, IntegrityError, NotFoundError) as error:
                     refused.append((ref, error))
                     _set_aside(stores, package, ref, error)
                 running.advance()
@@ -215,7 +215,7 @@ def _classify(stores: Stores, predictor: Predictor, volume: Volume, key: str) ->
     return classes(predictor.classify(volume.array, volume.geometry), predictor.package)
 
 
-def _set_aside(stores: Stores, package: PackageRef, ref: VolumeRef, error: BadInputError) -> None:
+def _set_aside(stores: Stores, package: PackageRef, ref: VolumeRef, error: NocturneError) -> None:
     row = stores.catalog.get(VolumeRow, ref.key)
     stores.catalog.add(
         QuarantineRow(

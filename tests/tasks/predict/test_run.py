@@ -241,6 +241,17 @@ class TestAnalysing:
             predict_volumes(stores, package, [bad])
         assert stores.catalog.count(QuarantineRow) == 1
 
+    def test_a_damaged_series_is_set_aside_too(self, stores: Stores) -> None:
+        (package, _), version = reading(stores), a_study(stores)
+        good, bad = a_volume(stores, scene(), series="good"), a_volume(stores, scene(3), series="bad")
+        shard = next(p for p in (stores.volumes.place.local(bad.key) / "0" / "c").rglob("*") if p.is_file())
+        content = bytearray(shard.read_bytes())
+        content[20] ^= 0xFF
+        shard.write_bytes(content)
+        row = told(stores, self.run(stores, package, version, bad, good))
+        assert row.predictions == [prediction_key(package.key, good.key)]
+        assert "1 of 2 series set aside: its stored bytes are damaged" in row.detail
+
     def test_only_bad_series_say_why(self, stores: Stores) -> None:
         (package, _), version = reading(stores), a_study(stores)
         row = told(stores, self.run(stores, package, version, a_volume(stores, np.full((4, 8, 8), np.inf, np.float32))))
