@@ -12,6 +12,7 @@ from typing import Any, Final
 from pydicom.uid import UID
 from pynetdicom import AE, build_context, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 
@@ -45,6 +46,7 @@ def associated(
     ae = AE(ae_title=ae_title)
     ae.connection_timeout = ae.acse_timeout = CONNECT_SECONDS
     ae.dimse_timeout = ae.network_timeout = PATIENCE_SECONDS
+    refusals = _Refusals()
     association = ae.associate(
         peer.host,
         peer.port,
@@ -53,10 +55,10 @@ def associated(
         max_pdu=_MAX_PDU,
         ext_neg=list(roles),
         tls_args=(tls_context(peer.tls, peer.name), peer.host) if peer.tls else None,
-        evt_handlers=[(evt.EVT_CONN_OPEN, _without_delay), *handlers],
+        evt_handlers=[(evt.EVT_CONN_OPEN, _without_delay), (evt.EVT_PDU_RECV, refusals.hear), *handlers],
     )
     if not association.is_established:
-        raise _why_not(association, peer)
+        raise _why_not(association, refusals, peer)
     try:
         if not any(context.abstract_syntax == service for context in association.accepted_contexts):
             raise SettingsError(
@@ -92,18 +94,30 @@ def _without_delay(event: Any) -> None:
         event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _why_not(association: Association, peer: Peer) -> NocturneError:
-    answer = association.acceptor.primitive
-    if association.is_rejected and answer is not None:
+class _Refusals:
+    """Hears a rejection. pynetdicom 3.0.4 itself forgets one that comes before it has looked at its own socket."""
+
+    def __init__(self) -> None:
+        self.heard: A_ASSOCIATE_RJ | None = None
+
+    def hear(self, event: Any) -> None:
+        """Whatever comes from the peer."""
+        if isinstance(event.pdu, A_ASSOCIATE_RJ):
+            self.heard = event.pdu
+
+
+def _why_not(association: Association, refusals: _Refusals, peer: Peer) -> NocturneError:
+    refusal = refusals.heard
+    if refusal is not None and refusal.result == _PERMANENT:
         reasons = {_CALLING_NOT_KNOWN: "does not know our AE title", _CALLED_NOT_KNOWN: "has another AE title"}
-        if answer.result == _PERMANENT:
-            return SettingsError(
-                reasons.get(answer.diagnostic or 0, "rejects the association"),
-                where=peer.name,
-                hint="compare the AE titles, ours and the peer's, with the peer's own configuration",
-            )
+        return SettingsError(
+            reasons.get(refusal.reason_diagnostic or 0, "rejects the association"),
+            where=peer.name,
+            hint="compare the AE titles, ours and the peer's, with the peer's own configuration",
+        )
+    if refusal is not None:
         return ServiceUnavailableError("has no association to spare", where=peer.name)
-    if answer is not None:
+    if association.rejected_contexts and not association.accepted_contexts:
         return SettingsError("offers none of the services that are asked for", where=peer.name)
     return ServiceUnavailableError(
         "does not answer", where=peer.name, hint="is it running, and are host and port right?", reason="unreachable"

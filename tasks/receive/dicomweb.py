@@ -15,7 +15,7 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from pydicom.dataset import Dataset
 
-from models.errors import HeaderError, NotFoundError, ServiceUnavailableError, SettingsError
+from models.errors import HeaderError, NocturneError, NotFoundError, ServiceUnavailableError, SettingsError
 from models.hospital import Peer
 from tasks.receive.answers import refusal, unreachable
 from tasks.receive.asking import (
@@ -134,6 +134,8 @@ class DicomwebArchive:
         try:
             with self._asking():
                 return [Dataset.from_json(dict(one)) for one in search(**asked)]
+        except NocturneError:
+            raise  # some are ValueErrors too
         except (ValueError, TypeError, AttributeError, KeyError):
             raise SettingsError(
                 "does not answer as DICOMweb does", where=self._peer.name, hint="check its url in the settings"

@@ -26,7 +26,7 @@ COMPRESSED: Final[list[str | UID]] = [
     *(uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K, uid.DeflatedExplicitVRLittleEndian),
 ]
 EVERY_CLASS: Final = tuple(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
-_CLASSES_AT_ONCE: Final = (MOST_CONTEXTS - 1) // (1 + len(COMPRESSED))
+_SINGLY: Final = [[encoding] for encoding in COMPRESSED]
 _ANY: Final = (uid.SecondaryCaptureImageStorage,)
 _LIKELY: Final[Mapping[str, tuple[str, ...]]] = {
     "CT": (uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage),
@@ -68,32 +68,36 @@ class Offer:
 
 def likely_offers(orders: Sequence[Order]) -> Iterator[Offer]:
     """By the classes that the archive tells, or else by those that the series' modalities make likely."""
-    classes = sorted({each for order in orders for each in _classes(order)})
-    for share in _batched(classes, _CLASSES_AT_ONCE):
-        contexts = tuple(
-            build_context(UID(each), encodings)
-            for each in share
-            for encodings in (PLAIN, *([compressed] for compressed in COMPRESSED))
-        )
-        if some := tuple(part for order in orders if (part := _part(order, share)) is not None):
-            yield Offer(contexts, some)
+    return _offers(orders, _classes(orders), [PLAIN, *_SINGLY])
+
+
+def compressed_offers(orders: Sequence[Order]) -> Iterator[Offer]:
+    """The same without the plain encodings: some archives send all by one context, and cannot decode for it."""
+    return _offers(orders, _classes(orders), _SINGLY)
 
 
 def every_offer(orders: Sequence[Order]) -> Iterator[Offer]:
     """Every storage class there is, for what has not come by a likely one."""
-    if not orders:
-        return
-    for share in _batched(EVERY_CLASS, (MOST_CONTEXTS - 1) // 2):
-        contexts = tuple(build_context(UID(each), encodings) for each in share for encodings in (PLAIN, COMPRESSED))
+    return _offers(orders, EVERY_CLASS, [PLAIN, COMPRESSED])
+
+
+STAGES: Final = (likely_offers, compressed_offers, every_offer)
+"""Each for what has not come by the one before."""
+
+
+def _offers(orders: Sequence[Order], classes: Sequence[str], encodings: Sequence[list[str | UID]]) -> Iterator[Offer]:
+    at_once = (MOST_CONTEXTS - 1) // len(encodings)
+    for start in range(0, len(classes), at_once):
+        share = classes[start : start + at_once]
         if some := tuple(part for order in orders if (part := _part(order, share)) is not None):
-            yield Offer(contexts, some)
+            yield Offer(tuple(build_context(UID(each), list(e)) for each in share for e in encodings), some)
 
 
-def _batched(classes: Sequence[str], count: int) -> Iterator[Sequence[str]]:
-    return (classes[start : start + count] for start in range(0, len(classes), count))
+def _classes(orders: Sequence[Order]) -> list[str]:
+    return sorted({each for order in orders for each in _classes_of(order)})
 
 
-def _classes(order: Order) -> set[str]:
+def _classes_of(order: Order) -> set[str]:
     told = {one.sop_class for one in order.instances} or {""}
     guessed = {*_LIKELY.get(order.modality, ()), *_ANY}
     return (told - {""}) | (guessed if "" in told else set())

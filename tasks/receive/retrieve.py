@@ -17,7 +17,7 @@ from models.hospital import Peer
 from models.pseudonyms import Pseudonymizer
 from tasks.receive.asking import INCOMPLETE, Fetched, Order
 from tasks.receive.associations import associated
-from tasks.receive.offers import every_offer, likely_offers
+from tasks.receive.offers import STAGES
 from tasks.receive.reception import Reception
 from tasks.stores.catalog import Catalog
 from tasks.stores.tables import InstanceRow
@@ -60,7 +60,7 @@ class Getter:
         taking = _Taking(reception)
         operations = 0
         statuses: list[int | None] = []
-        for offers in (likely_offers, every_offer):
+        for offers in STAGES:
             for offer in offers(taking.left(orders, operations)):
                 if not (some := taking.left(offer.orders, operations)):
                     continue
