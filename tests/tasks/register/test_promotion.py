@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from models.approval import NOBODY, Word
 from models.errors import NotFoundError, PackageError, RecipeError, ServiceUnavailableError
 from models.evaluation import Comparison, Evaluation
 from models.package import ModelPackage
@@ -59,7 +60,9 @@ class Nights:
         )
         return package, folder
 
-    def night(self, number: int, dice: float = 0.8, gain: float = 0.02, half: float = 0.01) -> Registration:
+    def night(
+        self, number: int, dice: float = 0.8, gain: float = 0.02, half: float = 0.01, word: Word | None = None
+    ) -> Registration:
         """Judge package `number` against whoever serves, `gain` ± `half` better, and register it."""
         package, folder = self.package(number)
         evaluation = an_evaluation(package, dice)
@@ -70,7 +73,14 @@ class Nights:
             champion = an_evaluation(current.package, dice - gain)
             comparison = a_comparison(champion, evaluation, gain - half, gain, gain + half)
         return promotion.register(
-            self.registry, self.catalog, package, folder, evaluation, champion=champion, comparison=comparison
+            self.registry,
+            self.catalog,
+            package,
+            folder,
+            evaluation,
+            champion=champion,
+            comparison=comparison,
+            word=word,
         )
 
     @property
@@ -152,6 +162,45 @@ def test_a_night_without_new_data_changes_nothing(nights: Nights) -> None:
     before = nights.trail
     assert nights.night(2).decision.action == "promoted"
     assert nights.trail == before
+
+
+def test_a_persons_no_keeps_what_the_gate_would_promote_and_the_trail_says_who(nights: Nights) -> None:
+    nights.night(1)
+    no = Word(approved=False, who="ben", reason="misses the left lobe")
+    assert nights.night(2, word=no).decision.reasons[0] == "declined by ben: misses the left lobe"
+    assert nights.night(2, word=no) == nights.night(2, word=no)
+    assert (nights.champion, nights.challenger) == ("1", "2")
+    assert nights.trail == [("promoted", "1", None), ("kept", "2", "1")]
+    assert promotion.history(nights.registry, nights.catalog, nights.name)[-1].who == "ben"
+
+
+def test_a_persons_yes_is_recorded_and_cannot_overrule_the_gate(nights: Nights) -> None:
+    yes = Word(approved=True, who="ana", reason="looked at it")
+    nights.night(1, word=yes)
+    doubtful = nights.night(2, half=0.05, word=yes)
+    assert (nights.champion, nights.challenger) == ("1", "2")
+    assert "ana" not in str(doubtful.decision.reasons)
+    first, second = promotion.history(nights.registry, nights.catalog, nights.name)
+    assert (first.who, second.who) == ("ana", "nocturne")
+    assert first.reasons[0] == "approved by ana: looked at it"
+
+
+def test_no_answer_is_told_as_such_and_not_as_a_persons(nights: Nights) -> None:
+    nights.night(1)
+    nights.night(2, word=Word(approved=False, who=NOBODY, reason="nobody answered within 12 hours"))
+    last = promotion.history(nights.registry, nights.catalog, nights.name)[-1]
+    assert (last.action, last.who, last.reasons[0]) == ("kept", "nocturne", "nobody answered within 12 hours")
+
+
+def test_asking_what_the_gate_would_say_changes_nothing(nights: Nights) -> None:
+    package, _ = nights.package(1)
+    said = promotion.preview(nights.registry, nights.catalog, package, an_evaluation(package, 0.8))
+    assert said.action == "promoted"
+    assert promotion.serving(nights.registry, nights.catalog, nights.name) is None
+    assert nights.catalog.count(DecisionRow, DecisionRow.name == nights.name) == 0
+    nights.night(1)
+    again = promotion.preview(nights.registry, nights.catalog, package, an_evaluation(package, 0.8))
+    assert again.action == "kept"  # it serves: nobody need be asked
 
 
 def crash(monkeypatch: pytest.MonkeyPatch, step: str) -> Callable[[], None]:
