@@ -23,6 +23,7 @@ Kind = Literal["seg", "sr", "sc"]
 MANUFACTURER: Final = "Nocturne"
 SCHEME: Final = "99NOCTURNE"
 """Coding scheme of classes that the recipe gives no code."""
+UNFAMILIAR: Final = Code(value="UNFAMILIAR", scheme=SCHEME, meaning="Image unlike those that the model was trained on")
 SERIES_NUMBERS: Final[Mapping[Kind, int]] = {"seg": 9001, "sr": 9002, "sc": 9003}
 _TISSUE: Final = Coded(type=Code(value="85756007", meaning="Tissue"))
 _LO: Final = 64
@@ -101,6 +102,7 @@ class Subject:
     names: Names
     maker: Maker
     said: tuple[Said, ...]
+    familiar: bool = True  # the image is like those that the model was trained on, as far as that was looked at
 
     @property
     def texts(self) -> tuple[str, ...]:

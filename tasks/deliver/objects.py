@@ -18,7 +18,7 @@ from tasks.deliver.content import Kind, Maker, Names, Subject, encoded, said_of
 from tasks.deliver.identity import origin_of
 from tasks.deliver.overview import overview
 from tasks.deliver.report import report
-from tasks.deliver.segmentation import segmentation
+from tasks.deliver.segmentation import segmentation, structures
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_description
 from tasks.stores.tables import AnalysisRow, PredictionRow, VolumeRow
@@ -104,12 +104,14 @@ def _of(
 ) -> list[Result]:
     if package.plan.kind != "segmentation":
         return [Result("sr", report(subject, None, structures=False))]
-    mask = stores.volumes.open_mask(prediction.prediction).read()
-    drawn = segmentation(subject, mask)
-    made = [Result("seg", drawn)] if drawn is not None else []
-    made.append(Result("sr", report(subject, drawn, structures=True)))
-    picture = overview(subject, mask, stores.volumes.open(volume.volume)) if pictures else None
-    return [*made, Result("sc", picture)] if picture is not None else made
+    found = structures(subject.said, stores.volumes.open_mask(prediction.prediction))
+    if found is None:
+        return [Result("sr", report(subject, None, structures=True))]
+    drawn = segmentation(subject, found)
+    made = [Result("seg", drawn), Result("sr", report(subject, drawn, structures=True))]
+    if pictures:
+        made.append(Result("sc", overview(subject, found, stores.volumes.open(volume.volume))))
+    return made
 
 
 def _subject(
@@ -129,6 +131,7 @@ def _subject(
             analysis.name, analysis.model_version or analysis.package[:12], analysis.package, analysis.created_at
         ),
         said=said_of(prediction.result["findings"], package.recipe.deliver),
+        familiar=bool(prediction.result.get("familiar", True)),
     )
 
 

@@ -13,9 +13,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from scipy import ndimage
 
-from models.volume import Mask
-from tasks.deliver.content import Said, Subject, finish
-from tasks.deliver.segmentation import structures
+from tasks.deliver.content import UNFAMILIAR, Said, Subject, finish
+from tasks.deliver.segmentation import Structures
 from tasks.stores.volumes import StoredVolume
 
 _TILES: Final = 12
@@ -27,21 +26,24 @@ _PERCENTILES: Final = (1.0, 99.0)
 _COLOURS: Final = ((230, 159, 0), (86, 180, 233), (0, 200, 150), (240, 228, 66), (204, 121, 167), (255, 127, 63))
 
 
-def overview(subject: Subject, mask: Mask, volume: StoredVolume) -> Dataset | None:
-    """The picture, or None where no structure was found."""
-    planes = structures(subject.said, mask)
-    if not planes:
-        return None
-    marked = np.flatnonzero(np.any([plane.any(axis=(1, 2)) for _, plane in planes], axis=0))
-    chosen = marked[np.unique(np.linspace(0, len(marked) - 1, min(_TILES, len(marked))).round().astype(int))]
+def overview(subject: Subject, found: Structures, volume: StoredVolume) -> Dataset:
+    """The picture of the structures."""
+    count = len(found.marked)
+    places = np.unique(np.linspace(0, count - 1, min(_TILES, count)).round().astype(int))
+    chosen = found.marked[places]
     slices = [_slice(volume, int(z)) for z in chosen]
     low, high = _window(slices, volume.about["unit"])
-    spacing = mask.geometry.spacing[1:]
     tiles = [
-        _tile(image, [plane[z] for _, plane in planes], spacing, low, high)
-        for image, z in zip(slices, chosen, strict=True)
+        _tile(
+            image,
+            [found.inside(number, int(place)) for number in range(len(found.said))],
+            found.geometry.spacing[1:],
+            low,
+            high,
+        )
+        for image, place in zip(slices, places, strict=True)
     ]
-    pixels = _framed(_montage(tiles), subject, [said for said, _ in planes])
+    pixels = _framed(_montage(tiles), subject, found.said)
     ds = SCImage(
         pixel_array=pixels,
         photometric_interpretation="RGB",
@@ -114,6 +116,8 @@ def _montage(tiles: Sequence[Image.Image]) -> Image.Image:
 def _framed(sheet: Image.Image, subject: Subject, shown: Sequence[Said]) -> NDArray[np.uint8]:
     """The montage over a legend: model, structures with their volumes, and that no person has looked at it."""
     lines: list[tuple[str, Any]] = [(f"{subject.maker.title}, automatic result", (230, 230, 230))]
+    if not subject.familiar:
+        lines.append((UNFAMILIAR.meaning, (255, 127, 63)))
     for number, said in enumerate(shown):
         size = f", {said.volume_ml:.1f} mL" if said.volume_ml is not None else ""
         lines.append((f"{said.label}{size}, probability {said.confidence:.2f}", _COLOURS[number % len(_COLOURS)]))

@@ -27,7 +27,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage
 
-from tasks.deliver.content import MANUFACTURER, SCHEME, Said, Subject, blank_person, concept, finish
+from tasks.deliver.content import MANUFACTURER, SCHEME, UNFAMILIAR, Said, Subject, blank_person, concept, finish
 from tasks.deliver.segmentation import tracking
 
 _PROJECTIONS: Final = frozenset({"CR", "DX", "RF", "XA", "MG", "US", "OT", "SC"})
@@ -36,7 +36,9 @@ _PROJECTIONS: Final = frozenset({"CR", "DX", "RF", "XA", "MG", "US", "OT", "SC"}
 
 def report(subject: Subject, segmentation: Dataset | None, *, structures: bool) -> Dataset:
     """What was found in one volume; `structures`: by segmentation, else as classes of the whole image."""
-    groups = _structures(subject, segmentation) if structures else _classes(subject)
+    groups = (_structures(subject, segmentation) if structures else _classes(subject)) or [_nothing(subject)]
+    if not subject.familiar:
+        groups.append(_unfamiliar(subject))
     content = MeasurementReport(
         observation_context=ObservationContext(
             observer_device_context=ObserverContext(
@@ -51,7 +53,7 @@ def report(subject: Subject, segmentation: Dataset | None, *, structures: bool) 
             )
         ),
         procedure_reported=codes.SCT.ImagingProcedure,
-        imaging_measurements=groups or [_nothing(subject)],
+        imaging_measurements=groups,
     )
     ds = ComprehensiveSR(
         evidence=_evidence(subject, segmentation),
@@ -119,10 +121,22 @@ def _classes(subject: Subject) -> list[Any]:
 
 def _nothing(subject: Subject) -> Any:
     """What stands in a report where every finding was below the recipe's confidence."""
+    return _of_image(subject, "image", _presence(codes.DCM.PresenceUndetermined))
+
+
+def _unfamiliar(subject: Subject) -> Any:
+    """A warning to whoever reads the figures: the model was not made for images like this one."""
+    return _of_image(subject, "warning", _presence(codes.SCT.Present), concept(UNFAMILIAR))
+
+
+def _of_image(
+    subject: Subject, what: str, evaluation: QualitativeEvaluation, finding: CodedConcept | None = None
+) -> Any:
     return MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(subject.uid("tracking"), subject.maker.title),
+        tracking_identifier=TrackingIdentifier(subject.uid("tracking-of", what), f"{subject.maker.title}: {what}"[:64]),
+        finding_type=finding,
         algorithm_id=_algorithm(subject),
-        qualitative_evaluations=[_presence(codes.DCM.PresenceUndetermined)],
+        qualitative_evaluations=[evaluation],
         source_images=_sources(subject),
     )
 

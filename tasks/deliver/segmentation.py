@@ -7,7 +7,8 @@ serves single-frame series, enhanced multi-frame ones of which the volume is a p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import highdicom as hd
 import numpy as np
@@ -19,8 +20,9 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ComputedRadiographyImageStorage, CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
-from models.volume import Mask
+from models.geometry import Geometry
 from tasks.deliver.content import MANUFACTURER, Said, Subject, blank_person, concept, finish
+from tasks.stores.volumes import StoredMask
 
 _INSIDE: Final = 127
 _COLOURS: Final = (
@@ -30,19 +32,54 @@ _COLOURS: Final = (
 """Recommended display colours, L* a* b*, told apart on grey."""
 
 
-def segmentation(subject: Subject, mask: Mask) -> Dataset | None:
-    """The structures that were found, or None where there is none."""
-    planes = structures(subject.said, mask)
-    if not planes:
+@dataclass(frozen=True, slots=True)
+class Structures:
+    """What was found in a volume: `labels` (slice, y, x) count `said` from 1, or (slice, y, x, structure) are 0 and 1
+    where structures overlap. `marked` are the slices of the volume that have any.
+    """
+
+    said: tuple[Said, ...]
+    marked: NDArray[np.intp]
+    labels: NDArray[np.unsignedinteger[Any]]
+    geometry: Geometry
+
+    def inside(self, number: int, place: int) -> NDArray[np.bool_]:
+        """Structure `number` (from 0) on the marked slice at `place`."""
+        slice_ = self.labels[place]
+        return np.asarray(slice_ == number + 1 if slice_.ndim == 2 else slice_[..., number] > 0)
+
+
+def structures(said: Sequence[Said], mask: StoredMask) -> Structures | None:
+    """The structures to be told; without a voxel inside there is none. Read one by one: a model may know a hundred."""
+    places = {segment.name: place for place, segment in enumerate(mask.segments)}
+    wanted = [(s, places[s.class_name]) for s in said if s.found and s.class_name in places]
+    labels = np.zeros(mask.geometry.shape, np.uint8 if len(wanted) < 256 else np.uint16)
+    found: list[tuple[Said, int]] = []
+    overlap = False
+    for one, place in wanted:
+        inside = _inside(mask, place)
+        if inside.any():
+            overlap |= bool(labels[inside].any())
+            found.append((one, place))
+            labels[inside] = len(found)
+    if not found:
         return None
-    marked = np.flatnonzero(np.any([plane.any(axis=(1, 2)) for _, plane in planes], axis=0))
+    marked = np.flatnonzero(labels.max(axis=(1, 2)))
+    drawn = labels[marked]
+    if overlap:
+        drawn = np.stack([_inside(mask, place)[marked] for _, place in found], axis=-1).astype(np.uint8)
+    return Structures(tuple(one for one, _ in found), marked, drawn, mask.geometry)
+
+
+def segmentation(subject: Subject, found: Structures) -> Dataset:
+    """The structures as one object."""
     flat = subject.origin.frame_of_reference is None and len(subject.origin.slices) == 1
-    sources = _stand_ins(subject, marked, mask.geometry.shape[1:], flat=flat)
+    sources = _stand_ins(subject, found, flat=flat)
     ds = Segmentation(
         source_images=sources,
-        pixel_array=_labels(planes, marked),
+        pixel_array=found.labels,
         segmentation_type="BINARY",
-        segment_descriptions=[_described(subject, number, said) for number, (said, _) in enumerate(planes, start=1)],
+        segment_descriptions=[_described(subject, number, said) for number, said in enumerate(found.said, start=1)],
         content_label=_content_label(subject.maker.model),
         content_description=subject.maker.title,
         content_creator_name=f"{MANUFACTURER}^",
@@ -52,16 +89,9 @@ def segmentation(subject: Subject, mask: Mask) -> Dataset | None:
     )
     if flat:
         ds.PatientOrientation = subject.origin.traits.get("PatientOrientation", "")
-    _refer(ds, subject, {str(source.SOPInstanceUID): int(z) for source, z in zip(sources, marked, strict=True)})
+    _refer(ds, subject, {str(source.SOPInstanceUID): int(z) for source, z in zip(sources, found.marked, strict=True)})
     _place_dimensions(ds, subject.uid("seg-dimensions"))
     return finish(ds, subject)
-
-
-def structures(said: Sequence[Said], mask: Mask) -> list[tuple[Said, NDArray[np.bool_]]]:
-    """The structures to be told, each with where it is; without a voxel there is none."""
-    planes = {segment.name: plane for segment, plane in zip(mask.segments, mask.occupancy, strict=True)}
-    found = [(s, planes[s.class_name] > _INSIDE) for s in said if s.found and s.class_name in planes]
-    return [(s, plane) for s, plane in found if plane.any()]
 
 
 def tracking(subject: Subject, said: Said) -> tuple[str, str]:
@@ -69,17 +99,9 @@ def tracking(subject: Subject, said: Said) -> tuple[str, str]:
     return f"{subject.maker.title}: {said.label}"[:64], subject.uid("tracking", said.class_name)
 
 
-def _labels(planes: Sequence[tuple[Said, NDArray[np.bool_]]], marked: NDArray[np.intp]) -> NDArray[np.uint8]:
-    """(z, y, x) of segment numbers; (z, y, x, segment) where structures overlap, or are more than numbers."""
-    parts = [plane[marked] for _, plane in planes]
-    labels = np.zeros(parts[0].shape, np.uint8)
-    if len(parts) > np.iinfo(np.uint8).max:
-        return np.stack(parts, axis=-1).astype(np.uint8)
-    for number, part in enumerate(parts, start=1):
-        if labels[part].any():
-            return np.stack(parts, axis=-1).astype(np.uint8)
-        labels[part] = number
-    return labels
+def _inside(mask: StoredMask, place: int) -> NDArray[np.bool_]:
+    whole = slice(None)
+    return np.asarray(mask._values(slice(place, place + 1), whole, whole, whole)[0] > _INSIDE)
 
 
 def _described(subject: Subject, number: int, said: Said) -> SegmentDescription:
@@ -99,15 +121,15 @@ def _described(subject: Subject, number: int, said: Said) -> SegmentDescription:
     )
 
 
-def _stand_ins(subject: Subject, marked: NDArray[np.intp], size: tuple[int, int], *, flat: bool) -> list[Dataset]:
+def _stand_ins(subject: Subject, found: Structures, *, flat: bool) -> list[Dataset]:
     """A single image for each marked slice; their UIDs only tell the slices apart until `_refer` has the real ones."""
     origin, made = subject.origin, []
-    for z in marked:
+    for z in found.marked:
         ds = Dataset()
         ds.SOPClassUID = ComputedRadiographyImageStorage if flat else CTImageStorage
         ds.SOPInstanceUID = f"2.25.{int(z) + 1}"
         ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.Modality = origin.study_uid, origin.series_uid, origin.modality
-        ds.Rows, ds.Columns = size
+        ds.Rows, ds.Columns = found.geometry.shape[1:]
         for name, value in {**blank_person(), **origin.traits}.items():
             setattr(ds, name, value)
         if not flat:

@@ -26,7 +26,7 @@ from tasks.deliver.objects import Result, known_uids, make
 from tasks.ingest.labels.run import LabelIngestor
 from tasks.ingest.run import Ingestor, IngestRules
 from tasks.stores.house import Stores
-from tasks.stores.tables import VolumeRow
+from tasks.stores.tables import PredictionRow, VolumeRow
 from tests.components import needs
 from tests.tasks.deliver.installation import (
     CODES,
@@ -376,6 +376,31 @@ def test_what_is_too_unsure_is_not_reported(installation: Installation, tmp_path
     (group,) = hd.sr.ComprehensiveSR.from_dataset(results[0].parsed()).content.get_image_measurement_groups()
     assert presence(group) == [codes.DCM.PresenceUndetermined]
     assert group.get_measurements() == []
+
+
+def test_an_image_unlike_the_training_is_told_so(installation: Installation, tmp_path: Path) -> None:
+    needs("dciodvfy")
+    write_study(tmp_path / "in")
+    analysis = installation.analysed(tmp_path / "in")
+    (prediction,) = installation.stores.catalog.find(PredictionRow)
+    result = {**prediction.result, "familiar": False}
+    installation.stores.catalog.change(PredictionRow, PredictionRow.prediction == prediction.prediction, result=result)
+    results = make(installation.stores, installation.row(analysis), pictures=True)
+    assert complaints(results, tmp_path) == []
+    report = hd.sr.ComprehensiveSR.from_dataset(results[1].parsed())
+    assert len(report.content.get_volumetric_roi_measurement_groups()) == 2
+    (warning,) = report.content.get_image_measurement_groups()
+    assert warning.finding_type.meaning == "Image unlike those that the model was trained on"
+    assert presence(warning) == [codes.SCT.Present]
+
+
+def test_overlapping_structures_stay_whole(installation: Installation, tmp_path: Path) -> None:
+    write_study(tmp_path / "in")
+    structures = {"liver": ball(0.5, 0.5, 0.4, 0.3), "lesion": ball(0.5, 0.5, 0.4, 0.2)}
+    analysis = installation.analysed(tmp_path / "in", structures=structures)
+    seg = made(installation, analysis, pictures=True)["seg"]
+    assert seg.SegmentsOverlap == "YES"
+    assert_same_voxels(installation, seg, installation.row(analysis).predictions[0])
 
 
 def test_classes_are_reported_with_their_probabilities(installation: Installation, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_a_lost_answer_to_c_store(post: Post, orthanc: Orthanc) -> None:
     orthanc.know(OURS, free_port())
     direct = to_orthanc(orthanc, "dicom")
     with losing_answers(orthanc.dicom_port, no_dimse_answers) as port:
-        told = post.send(direct.model_copy(update={"port": port, "timeout_seconds": 1.0}))
+        told = post.send(direct.model_copy(update={"port": port, "timeout_seconds": 5.0}))
     assert told.state == "waiting"
     assert "did not answer in time" in told.detail
     until(lambda: orthanc.get("/statistics")["CountInstances"] == 1, "the first object has arrived all the same")
@@ -308,10 +308,8 @@ def test_mutual_tls(post: Post) -> None:
         assert post.send(by_dimse(pacs.port, name="plain", timeout_seconds=2.0)).state == "waiting"
         absent = tls.model_copy(update={"key": post.folder / "absent.pem"})
         told = post.send(by_dimse(pacs.port, name="absent", tls=absent))
-        assert (told.state, told.detail.split(": ")[1]) == (
-            "waiting",
-            "the certificates for it cannot be used (FileNotFoundError) — look at destinations.tls",
-        )
+        assert told.state == "waiting"
+        assert told.detail.startswith("absent: the certificates for it cannot be used (FileNotFoundError)")
         assert post.send(by_dimse(pacs.port, tls=tls)).state == "sent"
         assert len(pacs.stored) == 2
 
