@@ -78,7 +78,8 @@ class DicomwebArchive:
     def series(self, study: str) -> list[FoundSeries]:
         """All series, each with its instances."""
         series = self._pages(self._client.search_for_series, "SeriesInstanceUID", study_instance_uid=study)
-        return [self._series(study, _value(found, "SeriesInstanceUID"), _value(found, "Modality")) for found in series]
+        named = [(_value(found, "SeriesInstanceUID"), _value(found, "Modality")) for found in series]
+        return [FoundSeries(uid, modality, self._instances(study, uid)) for uid, modality in named]
 
     def fetch(self, study: str, orders: Sequence[Order], reception: Reception) -> Fetched:
         """Series by series, or instance by instance where only some are wanted."""
@@ -109,22 +110,23 @@ class DicomwebArchive:
 
     # -- asking -------------------------------------------------------------------------------------------------
 
-    def _series(self, study: str, series: str, modality: str) -> FoundSeries:
+    def _instances(self, study: str, series: str) -> tuple[FoundInstance, ...]:
+        if not is_uid(series):
+            return ()
         pages = self._pages(
             self._client.search_for_instances,
             "SOPInstanceUID",
             study_instance_uid=study,
             series_instance_uid=series,
         )
-        instances = (FoundInstance(_value(one, "SOPInstanceUID"), _value(one, "SOPClassUID")) for one in pages)
-        return FoundSeries(series, modality, tuple(instances))
+        return tuple(FoundInstance(_value(one, "SOPInstanceUID"), _value(one, "SOPClassUID")) for one in pages)
 
     def _pages(self, search: Callable[..., Sequence[Json]], key: str, **asked: Any) -> Iterator[Dataset]:
         """Everything, in pages. A server may give fewer than asked for at once, or the same ones for ever."""
         seen: set[str] = set()
         while True:
             page = self._page(search, limit=PAGE, offset=len(seen), **asked)
-            fresh = [one for one in page if is_uid(_value(one, key)) and _value(one, key) not in seen]
+            fresh = [one for one in page if _value(one, key) and _value(one, key) not in seen]
             if not fresh:
                 return
             yield from fresh

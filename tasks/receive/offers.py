@@ -19,7 +19,6 @@ from tasks.receive.asking import Order
 
 MOST_CONTEXTS: Final = 128
 PLAIN: Final[list[str | UID]] = [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian]
-"""Any archive can turn one of these into another."""
 COMPRESSED: Final[list[str | UID]] = [
     *(uid.JPEGLosslessSV1, uid.JPEGLossless, uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.RLELossless),
     *(uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000),
@@ -27,6 +26,7 @@ COMPRESSED: Final[list[str | UID]] = [
 ]
 EVERY_CLASS: Final = tuple(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
 _SINGLY: Final = [[encoding] for encoding in COMPRESSED]
+_PLAIN_SINGLY: Final = [[encoding] for encoding in PLAIN]  # not all archives turn one into another
 _ANY: Final = (uid.SecondaryCaptureImageStorage,)
 _LIKELY: Final[Mapping[str, tuple[str, ...]]] = {
     "CT": (uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage),
@@ -68,7 +68,7 @@ class Offer:
 
 def likely_offers(orders: Sequence[Order]) -> Iterator[Offer]:
     """By the classes that the archive tells, or else by those that the series' modalities make likely."""
-    return _offers(orders, _classes(orders), [PLAIN, *_SINGLY])
+    return _offers(orders, _classes(orders), [*_PLAIN_SINGLY, *_SINGLY])
 
 
 def compressed_offers(orders: Sequence[Order]) -> Iterator[Offer]:
@@ -78,7 +78,7 @@ def compressed_offers(orders: Sequence[Order]) -> Iterator[Offer]:
 
 def every_offer(orders: Sequence[Order]) -> Iterator[Offer]:
     """Every storage class there is, for what has not come by a likely one."""
-    return _offers(orders, EVERY_CLASS, [PLAIN, COMPRESSED])
+    return _offers(orders, EVERY_CLASS, [*_PLAIN_SINGLY[:2], COMPRESSED])
 
 
 STAGES: Final = (likely_offers, compressed_offers, every_offer)

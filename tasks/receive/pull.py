@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 from sqlalchemy import select
 
@@ -21,6 +22,8 @@ from tasks.receive.results import delivered
 from tasks.stores.catalog import Catalog
 from tasks.stores.peek import is_uid
 from tasks.stores.tables import InstanceRow
+
+_UNNAMED: Final = ("bad-uid", "some of it is named by what is no UID, and cannot be asked for")
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +115,9 @@ class _Puller:
     def pull(self, archive: Archive, study: FoundStudy, wanted: Wanted) -> None:
         """One study."""
         key = self._pseudonymizer.uid(study.uid)
+        if not is_uid(study.uid):
+            self._fail(key, *_UNNAMED)
+            return
         try:
             series = archive.series(study.uid)
         except NotFoundError:
@@ -120,6 +126,7 @@ class _Puller:
         if not _has(series, wanted.modality):
             return
         self._studies += 1
+        unnamed = self._unnamed(key, series)
         if not (orders := self._orders(key, series)):
             return
         fetched = archive.fetch(study.uid, orders, self._reception)
@@ -128,8 +135,16 @@ class _Puller:
         self._reception.flush()
         for reason, what, instances in fetched.failed:
             self._fail(key, reason, what, instances)
-        if not fetched.failed:
+        if not fetched.failed and not unnamed:
             self._reception.told_whole(study.uid)
+
+    def _unnamed(self, key: str, series: Sequence[FoundSeries]) -> bool:
+        """Whether some of it cannot be asked for: it is told."""
+        instances = sum(not is_uid(i.uid) for one in series for i in one.instances)
+        if instances or not all(is_uid(one.uid) for one in series):
+            self._fail(key, *_UNNAMED, instances)
+            return True
+        return False
 
     def _orders(self, key: str, series: Sequence[FoundSeries]) -> list[Order]:
         """What is neither here nor ours."""
@@ -138,7 +153,11 @@ class _Puller:
         passed_over = here | delivered(self._catalog, key)
         orders = []
         for one in series:
-            missing = tuple(i for i in one.instances if self._pseudonymizer.uid(i.uid) not in passed_over)
+            if not is_uid(one.uid):
+                continue
+            missing = tuple(
+                i for i in one.instances if is_uid(i.uid) and self._pseudonymizer.uid(i.uid) not in passed_over
+            )
             if missing or not one.instances:
                 orders.append(Order(one.uid, missing, len(missing) == len(one.instances), one.modality))
         return orders

@@ -64,8 +64,7 @@ class DimseArchive:
         query = _query("SERIES", StudyInstanceUID=study, SeriesInstanceUID="", Modality="")
         found = []
         for match in self._find(query):
-            uid = _text(match, "SeriesInstanceUID")
-            if is_uid(uid):
+            if uid := _text(match, "SeriesInstanceUID"):
                 found.append(FoundSeries(uid, _text(match, "Modality"), self._instances(study, uid)))
         return list(dict.fromkeys(found))
 
@@ -104,11 +103,13 @@ class DimseArchive:
         return found
 
     def _instances(self, study: str, series: str) -> tuple[FoundInstance, ...]:
+        if not is_uid(series):
+            return ()
         query = _query("IMAGE", StudyInstanceUID=study, SeriesInstanceUID=series, SOPInstanceUID="", SOPClassUID="")
         found = (
             FoundInstance(_text(match, "SOPInstanceUID"), _text(match, "SOPClassUID")) for match in self._find(query)
         )
-        return tuple(dict.fromkeys(one for one in found if is_uid(one.uid)))
+        return tuple(dict.fromkeys(one for one in found if one.uid))
 
     def _find(self, query: Dataset) -> list[Dataset]:
         found = []
@@ -150,7 +151,7 @@ def _query(level: str, **keys: str) -> Dataset:
 
 def _study(match: Dataset) -> FoundStudy | None:
     uid = _text(match, "StudyInstanceUID")
-    if not is_uid(uid):
+    if not uid:
         return None
     modalities: Any = match.get("ModalitiesInStudy") or ()
     listed = (modalities,) if isinstance(modalities, str) else tuple(map(str, modalities))
