@@ -38,7 +38,7 @@ checkpoint_minutes = 0.002
 """
 
 TABLES = ("series", "volumes", "labels", "splits", "datasets", "plans", "packages", "evaluations", "decisions")
-_LONGEST_SECONDS = 300.0
+_LONGEST_SECONDS = 600.0
 
 
 @dataclass(frozen=True)

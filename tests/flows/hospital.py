@@ -19,7 +19,7 @@ from tests.components import Orthanc, free_port, until
 from tests.faults.night import Home
 
 PROCESSES = ("prefect", "listener", "watch", "relay", "arrivals")
-PATIENCE = 180.0
+PATIENCE = 300.0
 """Seconds that a study may take on a slow machine that does other work too."""
 
 
