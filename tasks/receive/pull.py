@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from pydicom.config import disable_value_validation
 from sqlalchemy import select
 
 from models.errors import NotFoundError, SettingsError
@@ -68,7 +69,11 @@ def pull(
     """
     puller = _Puller(reception, catalog, pseudonymizer)
     wanted = _wanted(since, modality, study_uids)
-    with _opened(peer, catalog, pseudonymizer, ae_title, destination or ae_title) as archive:
+    # pydicom's warnings quote the values that it does not like; what we use of them is checked here.
+    with (
+        disable_value_validation(),
+        _opened(peer, catalog, pseudonymizer, ae_title, destination or ae_title) as archive,
+    ):
         for study in archive.studies(wanted):
             if wanted.fits(study):
                 puller.pull(archive, study, wanted)

@@ -62,11 +62,10 @@ class DimseArchive:
     def series(self, study: str) -> list[FoundSeries]:
         """All series; of one that the archive cannot list no instances are known."""
         query = _query("SERIES", StudyInstanceUID=study, SeriesInstanceUID="", Modality="")
-        found = []
-        for match in self._find(query):
-            if uid := _text(match, "SeriesInstanceUID"):
-                found.append(FoundSeries(uid, _text(match, "Modality"), self._instances(study, uid)))
-        return list(dict.fromkeys(found))
+        named = dict.fromkeys(
+            (_text(match, "SeriesInstanceUID"), _text(match, "Modality")) for match in self._find(query)
+        )
+        return [FoundSeries(uid, modality, self._instances(study, uid)) for uid, modality in named if uid]
 
     def fetch(self, study: str, orders: Sequence[Order], reception: Reception) -> Fetched:
         """By C-GET or C-MOVE, as the settings say."""

@@ -135,9 +135,13 @@ def test_our_own_results_are_not_fetched_back(ward: Ward) -> None:
     assert ward.uids() == ward.pseudonyms(*study)
 
 
-def test_what_has_no_proper_name_is_told_and_the_rest_comes(ward: Ward, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_has_no_proper_name_is_told_and_the_rest_comes(
+    ward: Ward, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     good = instance()
     ward.orthanc.upload_all([part10(good), part10(instance(good.StudyInstanceUID, SeriesInstanceUID="1.2.3.bad"))])
+    caplog.clear()
+    recwarn.clear()
     pulled = ward.pull(study_uids=[good.StudyInstanceUID])
     assert ward.uids() == ward.pseudonyms(good)
     assert pulled.instances == 1
@@ -147,7 +151,7 @@ def test_what_has_no_proper_name_is_told_and_the_rest_comes(ward: Ward, caplog: 
     row = ward.catalog.get(ArrivalRow, pulled.failed[0].study)
     assert row
     assert row.told_at is None
-    for told in (str(pulled), caplog.text):
+    for told in (str(pulled), caplog.text, *(str(warning.message) for warning in recwarn)):
         assert good.StudyInstanceUID not in told
         assert "1.2.3.bad" not in told
 
