@@ -147,6 +147,17 @@ class UpperLayer(DULServiceProvider):
         return True
 
     def _read_pdu_data(self) -> None:
+        self._read_one()
+        # pynetdicom sleeps after every round in which the state machine had nothing to do, as with C-STORE.
+        while self._undisturbed() and self.socket and self.socket.ready:
+            self._idle_timer.restart()
+            self._read_one()
+
+    def _undisturbed(self) -> bool:
+        waiting = self.event_queue.qsize() or self.to_provider_queue.qsize() or self._kill_thread
+        return not waiting and self.state_machine.current_state == "Sta6"
+
+    def _read_one(self) -> None:
         try:
             kind, body = self._next_pdu()
             if kind == _P_DATA and self.state_machine.current_state == "Sta6":

@@ -26,6 +26,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from models.errors import HeaderError, IntegrityError, NotFoundError, ServiceUnavailableError
 from models.pseudonyms import Pseudonymizer
+from tasks.stores.durable import publish, sync_folder
 from tasks.stores.peek import Identifiers, Peeker, is_uid
 
 IMPLEMENTATION_CLASS_UID: Final = "2.25.27208286816217553086646884980031475819"
@@ -216,13 +217,11 @@ class _Draft:
         target = self._folder / f"{name}.dcm"
         new = not target.exists()
         if new:
-            os.fsync(self._descriptor)
-            self._part.rename(target)
+            publish(self._descriptor, self._part, target)
         else:
             self._part.unlink()
+            sync_folder(self._folder)  # whoever wrote the first copy may not have come to this yet
         self._placed = True
-        # For a resend too: whoever wrote the first copy may still be on the way to this line.
-        _sync_folder(target.parent)
         if self._refused:
             raise HeaderError(self._refused.what, where=name, hint=self._refused.hint, reason=self._refused.reason)
         return _stored(self._names, self._known, target, name, self._size, new=new)
@@ -321,15 +320,7 @@ def _make(folder: Path) -> None:
     missing = [part for part in (folder, *folder.parents) if not part.exists()]
     for part in reversed(missing):
         part.mkdir(0o700, exist_ok=True)
-        _sync_folder(part.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(part.parent)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -24,6 +24,7 @@ from pydicom.uid import (
 from models.errors import HeaderError, IntegrityError, NotFoundError, ServiceUnavailableError, is_transient
 from models.pseudonyms import Pseudonymizer
 from tasks.stores import peek
+from tasks.stores import spool as spool_module
 from tasks.stores.spool import STALE_SECONDS, Spool, Stored, digest_of
 from tests.tasks.receive.samples import PATIENT_ID, encoded, instance
 
@@ -239,7 +240,7 @@ def test_a_file_whose_meta_information_lies_is_filed_by_its_data_set(spool: Spoo
     assert pydicom.dcmread(stored.path).file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID
 
 
-@pytest.mark.parametrize("failing", ["writev", "fsync"])
+@pytest.mark.parametrize("failing", ["_write", "publish"])
 def test_a_full_disk_is_transient_and_leaves_nothing_behind(
     spool: Spool, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +252,7 @@ def test_a_full_disk_is_transient_and_leaves_nothing_behind(
         raise OSError(errno.ENOSPC, "No space left on device", str(spool.root))
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, failing, full)
+        patched.setattr(spool_module, failing, full)
         with pytest.raises(ServiceUnavailableError) as caught:
             send(spool, ds)
     assert caught.value.reason == "disk-full"
