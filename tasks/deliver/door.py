@@ -15,4 +15,4 @@ def deliver(
 ) -> tuple[Delivered, ...]:
     """Put an analysis's results on their way and try at once; what cannot be sent now waits for the relay."""
     dispatcher = Dispatcher(stores, destinations, ae_title=ae_title)
-    return tuple(dispatcher.attempt(ref) for ref in enqueue(stores, analysis, destinations))
+    return tuple(dispatcher.see_through(ref) for ref in enqueue(stores, analysis, destinations))

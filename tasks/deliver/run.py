@@ -7,6 +7,7 @@ leaves the message to be taken again: the same objects have the same UIDs, and a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +34,8 @@ MOST_ASKED: Final = 6
 """How often storage commitment is asked for, and how often objects are sent again because it was denied."""
 REMEMBERED: Final = timedelta(days=7)
 """How long an unanswered commitment is looked after."""
+
+_LOOK_SECONDS: Final = 0.2
 
 State = Literal["waiting", "sent", "committed", "refused"]
 
@@ -112,6 +115,15 @@ class Dispatcher:
         except NocturneError as error:
             self._record(row, "refused", f"{error.reason}: {error}")
         return _told(self._row(delivery.key))
+
+    def see_through(self, delivery: DeliveryRef, *, seconds: float = 60.0) -> Delivered:
+        """As `attempt`; where another process was quicker and is at its first attempt, wait for what comes of it."""
+        deadline = time.monotonic() + seconds
+        told = self.attempt(delivery)
+        while told.state == "waiting" and not told.detail and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+            told = self.attempt(delivery)
+        return told
 
     def run_due(self, limit: int = 10) -> int:
         """Attempt what is due, and see to storage commitments. Returns how many deliveries it moved or tried.

@@ -267,6 +267,27 @@ def test_two_senders_at_once_send_once(post: Post) -> None:
     assert post.row().state == "sent"
 
 
+def test_a_flow_waits_for_the_relay_that_was_quicker(post: Post) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(ds: Dataset) -> int:
+        begun.set()
+        assert go_on.wait(60)
+        return SUCCESS
+
+    with running(Pacs(answer=slow)) as pacs:
+        destination = by_dimse(pacs.port, timeout_seconds=60.0)
+        (ref,) = enqueue(post.stores, post.analysis, [destination])
+        relay = threading.Thread(target=post.dispatcher(destination).run_due)
+        relay.start()
+        assert begun.wait(60)
+        assert post.dispatcher(destination).attempt(ref).state == "waiting", "the relay has the lease"
+        threading.Timer(0.5, go_on.set).start()
+        assert post.dispatcher(destination).see_through(ref).state == "sent"
+        relay.join()
+        assert len(pacs.stored) == 2
+
+
 @pytest.mark.parametrize(
     ("status", "state"),
     [
