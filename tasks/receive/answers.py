@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from models.errors import NocturneError, NotFoundError, ServiceUnavailableError, SettingsError
+
+AS_IT_IS: Final = {"Accept-Encoding": "identity"}
+"""Asked of a server in the same house: to deflate pixels costs both sides more time than it saves on the wire."""
 
 
 def refusal(status: int, where: str) -> NocturneError:

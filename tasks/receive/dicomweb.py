@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 
 from models.errors import HeaderError, NocturneError, NotFoundError, ServiceUnavailableError, SettingsError
 from models.hospital import Peer
-from tasks.receive.answers import refusal, unreachable
+from tasks.receive.answers import AS_IT_IS, refusal, unreachable
 from tasks.receive.asking import (
     INCOMPLETE,
     Fetched,
@@ -50,6 +50,7 @@ class DicomwebArchive:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._session = requests.Session()
+        self._session.headers.update(AS_IT_IS)
         if peer.user:
             self._session.auth = (peer.user, peer.password.get_secret_value())
         if peer.tls:

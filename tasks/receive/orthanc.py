@@ -23,7 +23,7 @@ from models.errors import HeaderError, NotFoundError, ServiceUnavailableError, S
 from models.hashing import content_key
 from models.hospital import OrthancFeed
 from models.pseudonyms import Pseudonymizer
-from tasks.receive.answers import refusal, unreachable
+from tasks.receive.answers import AS_IT_IS, refusal, unreachable
 from tasks.receive.reception import Reception
 from tasks.receive.results import RESULT_CLASSES, delivered
 from tasks.receive.streams import CHUNK, Incoming, open_file
@@ -97,6 +97,7 @@ class OrthancWatcher:
                 base_url=f"{settings.url.rstrip('/')}/",
                 auth=(settings.user, settings.password.get_secret_value()) if settings.user else None,
                 timeout=_TIMEOUT,
+                headers=AS_IT_IS,
             )
 
     def look(self) -> int:
