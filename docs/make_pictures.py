@@ -102,8 +102,9 @@ def pages(model: str) -> None:
     api, site = settings.prefect(), settings.prefect().removesuffix("/api")
     found = {
         "night": f"{site}/runs/flow-run/{last_run(api, 'retrain')}",
-        "night-artifacts": f"{site}/runs/flow-run/{last_run(api, 'retrain')}?tab=Artifacts",
-        "arrival": f"{site}/runs/flow-run/{last_run(api, 'study arrived')}?tab=Artifacts",
+        "night-artifact": f"{site}/artifacts/artifact/{artifact(api, last_run(api, 'retrain'), 'report')}",
+        "arrival": f"{site}/runs/flow-run/{last_run(api, 'study arrived')}",
+        "arrival-artifact": f"{site}/artifacts/artifact/{artifact(api, last_run(api, 'study arrived'), 'pictures')}",
         "deployments": f"{site}/deployments",
         "mlflow": f"{mlflow_page(settings)}/#/models/{model}",
     }
@@ -123,6 +124,13 @@ def last_run(api: str, flow: str) -> str:
     }
     runs = httpx.post(f"{api}/flow_runs/filter", json=wanted, trust_env=False).raise_for_status().json()
     return str(runs[0]["id"])
+
+
+def artifact(api: str, run: str, key: str) -> str:
+    """A run's artifact of this key."""
+    wanted = {"artifacts": {"flow_run_id": {"any_": [run]}, "key": {"any_": [key]}}, "limit": 1}
+    found = httpx.post(f"{api}/artifacts/filter", json=wanted, trust_env=False).raise_for_status().json()
+    return str(found[0]["id"])
 
 
 if __name__ == "__main__":

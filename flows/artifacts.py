@@ -16,6 +16,7 @@ from prefect.artifacts import (
 )
 from tasks.deliver.door import Delivered
 
+from flows.thumbnails import thumbnail
 from flows.views import PREDICTION_COLUMNS, predictions_told
 from models.evaluation import Evaluation
 from models.plan import Plan
@@ -82,12 +83,20 @@ def show_arrival(
         f"Study {study.study[-12:]}, version {study.number}",
         [("instances", study.instances), *arrived, *conflict],
     )
-    show_table("analyses", "What the models say", [said for row in rows for said in _said(stores, row)])
+    show_table("findings", "What the models say", [said for row in rows for said in _said(stores, row)])
+    if pictures := [told for row in rows for told in _seen(stores, row)]:
+        create_markdown_artifact(key="pictures", description="Where it was found", markdown="\n\n".join(pictures))
     if delivered:
         sent = [
             {"destination": d.destination, "state": d.state, "objects": d.objects, "why": d.detail} for d in delivered
         ]
         show_table("delivery", "Where the results went", sent)
+
+
+def _seen(stores: Stores, row: AnalysisRow) -> list[str]:
+    drawn = [picture for key in row.predictions if (picture := thumbnail(stores, str(key)))]
+    title = f"**{row.name} {row.model_version}**" + (", in shadow" if row.role == "shadow" else "")
+    return [f"{title}\n\n![slices with outlines of what was found]({picture})" for picture in drawn]
 
 
 def _said(stores: Stores, row: AnalysisRow) -> list[dict[str, str]]:

@@ -25,7 +25,7 @@ def resolve(stores: Stores, name: str, version: str) -> PackageRef:
     return run.resolve(stores, name, version)
 
 
-@door("serving", minutes=10)
+@door("serving", run_name="what serves", minutes=10)
 def serving(stores: Stores, names: tuple[str, ...], shadow: bool) -> tuple[Serving, ...]:
     """What runs on an arrived study: the champions of those models (all, where none is named), and challengers."""
     return run.serving(stores, names, shadow=shadow)
