@@ -13,7 +13,7 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotifi
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from deployments.names import ARRIVALS, RETRAIN, TAG
+from deployments.names import ARRIVALS, RETRAIN, SILENT, TAG
 from deployments.notifications import channels
 from models.settings import Settings
 from tasks.receive.relay import EVENT, RESOURCE
@@ -96,7 +96,7 @@ def _lost(deployments: list[UUID]) -> AutomationCore:
             threshold=1,
             within=timedelta(seconds=SILENT_SECONDS),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no sign of life for {SILENT_SECONDS} s")],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=SILENT)],
     )
 
 

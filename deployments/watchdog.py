@@ -31,10 +31,10 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound
-from prefect.states import AwaitingRetry, Cancelled, Crashed
+from prefect.states import AwaitingRetry, Cancelled, Crashed, Running
 
 from deployments.environment import HEARTBEAT_SECONDS, connected
-from deployments.names import ARRIVALS, TAG
+from deployments.names import ARRIVALS, SILENT, TAG
 from flows.approval import unanswered
 from flows.environment import open_stores
 from models.errors import ServiceUnavailableError, SettingsError
@@ -52,6 +52,7 @@ class Patience:
     """How long what is waited for. A run that crashes is started again after each of `restart_seconds`, then left."""
 
     silent_seconds: float = 90.0
+    revival_seconds: float = HEARTBEAT_SECONDS + 15.0
     pending_seconds: float = 300.0
     unstarted_seconds: float = 60.0
     restart_seconds: tuple[float, ...] = (5.0, 60.0, 300.0)
@@ -117,7 +118,7 @@ class Watchdog:
         crashed = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=list(ids)), state=names, end_time=recent)
         restarted = 0
         for run in client.read_flow_runs(flow_run_filter=crashed, limit=_MOST):
-            if run.id in self._given_up:
+            if run.id in self._given_up or self._lives(client, run):
                 continue
             before = sum(state.message == RESTARTED for state in client.read_flow_run_states(run.id))
             if before >= len(self._patience.restart_seconds):
@@ -127,6 +128,18 @@ class Watchdog:
             due = now() + timedelta(seconds=self._patience.restart_seconds[before])
             restarted += _set(client, run, AwaitingRetry(message=RESTARTED, scheduled_time=due))
         return restarted
+
+    def _lives(self, client: SyncPrefectClient, run: FlowRun) -> bool:
+        """Whether a run that the server holds to be lost is not, or may not be: then nothing is started again.
+
+        A server that was away for minutes finds, at its return, no heartbeat of runs that have gone on meanwhile.
+        """
+        if run.state is None or run.state.message != SILENT:
+            return False
+        age = _age(run)
+        if _alive(client, run, age):
+            return _set(client, run, Running(message="it had gone on while the server was away"))
+        return age < self._patience.revival_seconds
 
     def _answer(self, client: SyncPrefectClient, ids: Sequence[UUID]) -> int:
         """Where nobody has answered in time, the answer is no: the run goes on and the champion stays."""

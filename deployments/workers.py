@@ -13,7 +13,7 @@ import anyio
 import anyio.abc
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry
@@ -135,8 +135,9 @@ async def _start(worker: SteadyWorker) -> None:
 async def _hand_back(flow_run: UUID) -> None:
     try:
         async with get_client() as client:
-            state: State[Any] = AwaitingRetry(message="the worker was stopped: it goes on when a worker is there")
-            await client.set_flow_run_state(flow_run, state, force=True)
+            if (await client.read_flow_run(flow_run)).state_type in (StateType.RUNNING, StateType.PENDING):
+                state: State[Any] = AwaitingRetry(message="the worker was stopped: it goes on when a worker is there")
+                await client.set_flow_run_state(flow_run, state, force=True)
     except (httpx.HTTPError, ObjectNotFound) as error:
         # The watchdog finds it by its silence.
         _log.warning("run %s could not be handed back: %s", flow_run, type(error).__name__)

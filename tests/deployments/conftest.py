@@ -111,8 +111,25 @@ class Served:
                 process.terminate()
                 process.wait(timeout=60)
 
-    def pools(self) -> list[str]:
-        return [pool["name"] for pool in self.post("/work_pools/filter", {})]
+    @contextmanager
+    def spoken_to(self) -> Iterator[None]:
+        """Flows that are called here run on this server, and leave nothing elsewhere."""
+        from prefect.settings import (
+            PREFECT_HOME,
+            PREFECT_LOCAL_STORAGE_PATH,
+            PREFECT_LOGGING_TO_API_ENABLED,
+            temporary_settings,
+        )
+
+        from deployments.environment import connected
+
+        updates = {
+            PREFECT_HOME: self.folder / "prefect",
+            PREFECT_LOCAL_STORAGE_PATH: self.folder / "prefect" / "storage",
+            PREFECT_LOGGING_TO_API_ENABLED: False,
+        }
+        with connected(self.settings), temporary_settings(updates=updates):
+            yield
 
 
 @pytest.fixture(scope="session")
@@ -141,6 +158,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(settings, folder, environment)
     finally:
         end(server)
+
+
+@pytest.fixture(autouse=True)
+def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test leaves must not be found by the next one's watchdog."""
+    yield
+    if "served" in request.fixturenames:
+        served: Served = request.getfixturevalue("served")
+        for run in served.post("/flow_runs/filter", {"limit": 200}):
+            httpx.delete(f"{served.api}/flow_runs/{run['id']}", timeout=60)
 
 
 def answers(api: str, server: subprocess.Popen[bytes]) -> bool:

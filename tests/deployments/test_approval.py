@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from deployments.blueprint import Blueprint, bring_up
-from deployments.environment import connected
 from deployments.names import ARRIVALS, ARRIVALS_POOL
 from deployments.watchdog import Watchdog
 from flows.environment import open_stores
@@ -19,8 +18,9 @@ from models.package import PACKAGE_FILE
 from tasks.stores.house import Stores
 from tasks.stores.tables import DatasetRecord, DecisionRow, PackageRow
 from tests.components import until
+from tests.deployments.asking import asking
 from tests.deployments.conftest import Served
-from tests.deployments.trivial import asking, study_arrived
+from tests.deployments.trivial import study_arrived
 from tests.tasks.register.samples import a_comparison, a_dataset, a_package, an_evaluation
 
 NAME = "liver"
@@ -120,6 +120,6 @@ def test_where_nobody_can_be_asked_the_model_stays_challenger_and_the_way_on_is_
     monkeypatch.setenv("NOCTURNE_HOME", str(nights.served.settings.home))
     first, _ = nights.judged(1)
     _, asked = nights.judged(4, first)
-    with connected(nights.served.settings):
+    with nights.served.spoken_to():
         assert asking(**asked) == "kept"
     assert "nocturne models promote liver" in nights.trail[-1].reasons[0]

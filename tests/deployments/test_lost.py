@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import uuid
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from deployments.blueprint import Blueprint, bring_up
-from deployments.names import ARRIVALS_POOL, WORK_POOL
+from deployments.names import ARRIVALS_POOL, SILENT, WORK_POOL
 from deployments.watchdog import Patience, Watchdog
 from flows.environment import open_stores
 from models.errors import ServiceUnavailableError
@@ -28,7 +29,7 @@ QUICK = Patience(silent_seconds=2.0, pending_seconds=2.0, unstarted_seconds=0.1,
 @pytest.fixture(scope="module")
 def deployed(served: Served) -> Served:
     arrivals = Blueprint(study_arrived, "arrivals", ARRIVALS_POOL, "a stand-in", ("arrival",))
-    long = Blueprint(long_work, "by-hand", WORK_POOL, "a stand-in", ("training",))
+    long = Blueprint(long_work, "by-hand", WORK_POOL, "a stand-in", ("training",), limit=1)
     bring_up(served.settings, [arrivals, long])
     return served
 
@@ -52,12 +53,12 @@ def test_a_run_that_was_lost_with_its_worker_is_found_and_one_of_a_stopped_worke
 
 
 def stopped_worker_hands_its_run_back(served: Served, process: subprocess.Popen[bytes]) -> None:
-    (served.folder / "interrupted.wait").touch()
-    run = served.start("long work/by-hand", key="interrupted")
-    until(lambda: served.seen("interrupted"), "the run's process", 120)
+    (served.folder / "handed back.wait").touch()
+    run = served.start("long work/by-hand", key="handed back")
+    until(lambda: served.seen("handed back"), "the run's process", 120)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
-    ((pid, _),) = served.seen("interrupted")
+    ((pid, _),) = served.seen("handed back")
     until(lambda: not alive(pid), "the end of the run's process")
     assert served.states(run)[-1] == "AwaitingRetry"
     assert "Crashed" not in served.states(run)
@@ -77,6 +78,7 @@ def test_a_study_without_a_run_is_given_one_once(deployed: Served) -> None:
     (run,) = deployed.runs_of("forgotten")
     assert run["parameters"] == {"version": {"key": "forgotten"}}
     assert deployed.runs_of("untold") == []  # its event is still on its way
+    stores.catalog.change(StudyVersionRow, finished_at=now())
 
 
 def test_what_crashes_again_and_again_is_left(deployed: Served) -> None:
@@ -99,6 +101,31 @@ def test_a_server_that_is_away_is_told_and_its_runs_are_not_judged_when_it_retur
     assert watchdog.look() == 0
     assert deployed.run(run)["state_name"] == "Running"
     until(lambda: watchdog.look() or deployed.run(run)["state_name"] == "Crashed", "the watchdog's notice")
+
+
+def test_a_run_that_went_on_while_the_server_was_away_is_not_started_a_second_time(deployed: Served) -> None:
+    run = deployed.start("long work/by-hand", key="going on")
+    crashed = {"type": "CRASHED", "message": SILENT}
+    deployed.post(f"/flow_runs/{run}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+    deployed.post(f"/flow_runs/{run}/set_state", {"state": crashed, "force": True})
+    watchdog = Watchdog(deployed.settings, Patience(revival_seconds=1e9, unstarted_seconds=1e9))
+    assert watchdog.look() == 0
+    assert deployed.run(run)["state_name"] == "Crashed"  # it may yet give a sign
+
+    heartbeat = {
+        "id": str(uuid.uuid4()),
+        "occurred": now().isoformat(),
+        "event": "prefect.flow-run.heartbeat",
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+    }
+    deployed.post("/events", [heartbeat])
+    until(lambda: watchdog.look() or deployed.run(run)["state_name"] == "Running", "the run's return")
+
+    deployed.post(f"/flow_runs/{run}/set_state", {"state": crashed, "force": True})
+    silent = Patience(revival_seconds=0.5, unstarted_seconds=1e9)
+    until(lambda: Watchdog(deployed.settings, silent).look() == 1, "a restart")
+    assert deployed.states(run)[-1] == "AwaitingRetry"
+    deployed.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
 
 
 def _age(served: Served, run: str) -> float:

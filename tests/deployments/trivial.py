@@ -8,12 +8,7 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
-from flows.approval import word_of_a_person
-from flows.environment import open_stores
-from flows.night import one_training_at_a_time
-from models.evaluation import Comparison
-from models.refs import EvaluationRef, PackageRef, StudyVersionRef
-from tasks.register import door as registering
+from models.refs import StudyVersionRef
 
 
 @flow(name="study arrived", flow_run_name="study {version}")
@@ -36,24 +31,7 @@ def study_arrived(version: StudyVersionRef) -> str:
 def long_work(key: str) -> str:
     """As `study_arrived`, for the worker that starts a process for each run."""
     folder = Path(os.environ["NOCTURNE_TEST_FOLDER"])
-    with one_training_at_a_time():
-        (folder / f"{key}.seen").open("a").write(f"{os.getpid()} {type(key).__name__}\n")
-        while (folder / f"{key}.wait").exists():
-            time.sleep(0.05)
+    (folder / f"{key}.seen").open("a").write(f"{os.getpid()} {type(key).__name__}\n")
+    while (folder / f"{key}.wait").exists():
+        time.sleep(0.05)
     return key
-
-
-@flow(name="asking")
-def asking(
-    name: str,
-    package: PackageRef,
-    after: EvaluationRef,
-    before: EvaluationRef | None = None,
-    comparison: Comparison | None = None,
-    approval_hours: float = 12.0,
-) -> str:
-    """The end of a night with approval: what was judged is asked about and registered."""
-    stores, word = open_stores(), None
-    if registering.would_serve(stores, package, after, before, comparison):
-        word = word_of_a_person(stores, name, after, before, comparison, approval_hours)
-    return registering.register(stores, package, after, before, comparison, word).action
