@@ -124,7 +124,7 @@ class UpperLayer(DULServiceProvider):
         self._fragments: deque[Fragment] = deque()
         self._command = bytearray()
         self._expected = 0  # bytes that a message of another kind may still have; 0: none is open
-        self._storing = False
+        self._storing = self._given_up = False
 
     # -- what pynetdicom calls ----------------------------------------------------------------------------------
 
@@ -159,6 +159,9 @@ class UpperLayer(DULServiceProvider):
 
     def _read_one(self) -> None:
         try:
+            if self._given_up:
+                self._discard()
+                return
             kind, body = self._next_pdu()
             if kind == _P_DATA and self.state_machine.current_state == "Sta6":
                 self._fragments = _split(body)
@@ -169,8 +172,7 @@ class UpperLayer(DULServiceProvider):
         except _Interrupted as found:
             self._pass_on(found.kind, found.body)
         except Malformed as error:
-            log.warning("an association is aborted: %s", error)
-            self.event_queue.put("Evt19")
+            self._give_up(str(error))
         except OSError:
             self.event_queue.put("Evt17")
 
@@ -219,11 +221,22 @@ class UpperLayer(DULServiceProvider):
         try:
             pdu, event = self._decode_pdu(bytearray(_HEADER.pack(kind, 0, len(body)) + body))
         except Exception:  # noqa: BLE001 whatever a hostile PDU does to the decoder
-            log.warning("an association is aborted: a PDU that cannot be decoded")
-            self.event_queue.put("Evt19")
+            self._give_up("a PDU that cannot be decoded")
             return
         self.event_queue.put(event)
         self._recv_pdu.put(pdu)
+
+    def _give_up(self, why: str) -> None:
+        """Abort. What still comes from this peer means nothing."""
+        log.warning("an association is aborted: %s", why)
+        self._given_up = True
+        self._fragments.clear()
+        self.event_queue.put("Evt19")
+
+    def _discard(self) -> None:
+        connection = self.socket.socket if self.socket else None
+        if connection is None or not connection.recv(_COMMAND_BYTES):
+            raise ConnectionAbortedError
 
     # -- messages -----------------------------------------------------------------------------------------------
 
