@@ -1,6 +1,6 @@
 """A segmentation from stored voxels to a label map on the same grid, beside MONAI's sliding window.
 
-    python benchmarks/predict.py [--threads N] [--repeat N] [--only 200|tall|warm]
+    python benchmarks/predict.py [--threads N] [--repeat N] [--only 200|tall|warm] [--precision fp32|bf16]
 
 In one run, each contender in a process of its own, the same tiny network, tile and overlap: ours is the predictor as
 it serves (normalise, tiles, blending, labels, mean confidence); MONAI's is its sliding window as documented (float32
@@ -122,10 +122,10 @@ def memory(what: str) -> float:
 # -- the tables -------------------------------------------------------------------------------------------------
 
 
-def table(case: str, threads: int, repeat: int) -> None:
-    contenders = [who for who in CONTENDERS if "bf16" not in who or has_bf16("cpu")]
+def table(case: str, threads: int, repeat: int, precisions: list[str]) -> None:
+    contenders = [who for who in CONTENDERS if who.split()[1] in precisions]
     if case == "tall":
-        contenders.append("ours fp32 1.5 1.5 1.5")
+        contenders.append(f"ours {precisions[-1]} 1.5 1.5 1.5")
     found: dict[str, list[dict]] = {who: [] for who in contenders}
     for _ in range(repeat):
         for who in contenders:  # in turn, so that a busy machine is busy for all
@@ -161,14 +161,14 @@ def warm(repeat: int) -> None:
         loaded, took = time.perf_counter() - begun, []
         for number in range(repeat + 1):
             study = f"2.25.{number}"
-            grid = Geometry.from_spacing((40, 72, 72), (5.0, 5.0, 5.0))
+            grid = Geometry.from_spacing((40, 72, 72), (1.0, 1.0, 1.0))
             image = volume(grid.shape)
             volume_ref = a_volume(stores, image, grid, study=study)
             version = a_study(stores, study)
             begun = time.perf_counter()
             analyse(stores, version, ref, [volume_ref], name="balls", model_version="1")
             took.append(time.perf_counter() - begun)
-        print("\nOne study of 40 × 72 × 72 at 5 mm, prepared at 1 mm, from its reference to the committed analysis\n")
+        print("\nOne study of 40 × 72 × 72, from its reference to the committed analysis\n")
         print(f"load the model: {loaded:.2f} s; first: {took[0]:.2f} s; warm: {statistics.median(took[1:]):.2f} s")
         stores.catalog.close()
 
@@ -178,15 +178,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--only", choices=[*CASES, "warm"])
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: fp32, and bf16 where it is native")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.child:
         child(options.child, options.only)
         return
+    precisions = [options.precision] if options.precision else ["fp32", *(["bf16"] if has_bf16("cpu") else [])]
     for case in CASES:
         if options.only in (None, case):
-            table(case, options.threads, options.repeat if case != "tall" else 1)
+            table(case, options.threads, options.repeat if case != "tall" else 1, precisions)
     if options.only in (None, "warm"):
         warm(options.repeat)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import suspend_flow_run
 from prefect.artifacts import create_markdown_artifact
 from prefect.input import RunInput
-from prefect.runtime import flow_run
+from prefect.runtime import deployment
 from pydantic import Field
 
 from flows.artifacts import figures
@@ -37,7 +37,7 @@ def word_of_a_person(
     nobody (`unanswered`). A run that no deployment started cannot be suspended: the answer is no, with the way on.
     """
     new = stores.evaluations.read(after.key)
-    if not flow_run.deployment_id:
+    if not deployment.id:
         why = f"a person has to confirm it: `nocturne models promote {name}`"
         return Word(approved=False, who=NOBODY, reason=why)
     old = stores.evaluations.read(before.key) if before else None

@@ -14,7 +14,6 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from tasks.deliver.door import Delivered
 
 from flows.thumbnails import thumbnail
 from flows.views import PREDICTION_COLUMNS, predictions_told
@@ -22,6 +21,7 @@ from models.evaluation import Evaluation
 from models.plan import Plan
 from models.refs import AnalysisRef, DatasetRef, EvaluationRef, PlanRef
 from models.registration import Registered
+from tasks.deliver.door import Delivered
 from tasks.receive.door import Opened
 from tasks.stores.house import Stores
 from tasks.stores.tables import AnalysisRow, PlanRow
