@@ -100,8 +100,7 @@ def tracking(subject: Subject, said: Said) -> tuple[str, str]:
 
 
 def _inside(mask: StoredMask, place: int) -> NDArray[np.bool_]:
-    whole = slice(None)
-    return np.asarray(mask._values(slice(place, place + 1), whole, whole, whole)[0] > _INSIDE)
+    return np.asarray(mask.read_segment(place) > _INSIDE)
 
 
 def _described(subject: Subject, number: int, said: Said) -> SegmentDescription:

@@ -159,6 +159,12 @@ class StoredMask(_Stored):
         source = cast("MaskSource", self.about["source"])
         return Mask(self._values(), self.segments, self.geometry, source, tuple(self.about["notes"]))
 
+    def read_segment(self, place: int) -> NDArray[np.uint8]:
+        """One structure's occupancy (z, y, x), by its place in `segments`."""
+        whole = slice(None)
+        found: NDArray[np.uint8] = self._values(slice(place, place + 1), whole, whole, whole)[0]
+        return found
+
 
 @contextmanager
 def _told(key: str) -> Iterator[None]:
