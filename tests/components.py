@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 
 from tasks.cohort.headers import ct_slice, stable_uid
-from tasks.cohort.write import draw_case
+from tasks.cohort.write import Case, draw_case
 
 DEADLINE_SECONDS = 60.0
 _PLUGINS = Path("/usr/share/orthanc/plugins")
@@ -89,11 +90,11 @@ class _Process:
         self.stop()
         pytest.fail(f"{self._command[0]} does not answer within {seconds:.0f} s: {self._log.read_text()[-2000:]}")
 
-    def stop(self) -> None:
+    def stop(self, *, at_once: bool = False) -> None:
         """End it, and wait until its ports are free again."""
         if self._process is None:
             return
-        self._process.terminate()
+        (self._process.kill if at_once else self._process.terminate)()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
@@ -174,7 +175,8 @@ class Orthanc:
 
     def empty(self) -> None:
         """Lose the whole database: it starts counting at 1 again."""
-        self.stop()
+        assert self._process
+        self._process.stop(at_once=True)
         shutil.rmtree(self.folder / "db")
         self.start()
 
@@ -203,7 +205,7 @@ def running_orthanc(
     try:
         yield orthanc
     finally:
-        orthanc.stop()
+        orthanc._process.stop(at_once=True)  # it takes seconds to end in order, and its data go too
 
 
 def _configuration(orthanc: Orthanc, plugins: list[str], stable_seconds: int) -> dict[str, Any]:
@@ -352,10 +354,15 @@ def phantom_study(
     number: int = 1, *, seed: int = 2026, slices: int = 4, examined: datetime | None = None
 ) -> list[Dataset]:
     """The first slices of one of the demo's CT studies: genuine DICOM of a patient who never was."""
-    case = draw_case(seed, number)
+    case = _case(seed, number)
     patient = replace(case.patient, examined=examined or case.patient.examined)
     parts = patient, case.scanner, case.phantom.geometry, case.phantom.hu
     return [ct_slice(*parts, index, index + 1) for index in range(slices)]
+
+
+@cache
+def _case(seed: int, number: int) -> Case:
+    return draw_case(seed, number)
 
 
 def segmentation_of(slices: Sequence[Dataset]) -> Dataset:

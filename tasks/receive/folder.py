@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -181,7 +181,7 @@ class FolderWatcher:
     # -- taking -------------------------------------------------------------------------------------------------
 
     def _take_all(self, batch: Sequence[_Found]) -> int:
-        """The files' rows first, then the note that they were seen, and only then are they removed."""
+        """The files' rows are committed first; only then are files removed, or noted as seen."""
         taken: list[_Found] = []
         aside: list[_Found] = []
         for found in batch:
@@ -190,13 +190,17 @@ class FolderWatcher:
             except _ChangedError:
                 self._resting.pop(found.path, None)  # it has to rest anew
         self._reception.flush()
-        remember = aside if self._settings.remove else [*taken, *aside]
+        stuck = [found for found in taken if self._settings.remove and not self._remove(found)]
+        remember = [*(stuck if self._settings.remove else taken), *aside]
         self._catalog.add(*(SeenRow(token=found.token, source=self._source) for found in remember))
-        for found in taken:
-            if self._settings.remove:
-                self._remove(found)
         for found in (*taken, *aside):
             self._deal(found)
+        if stuck:
+            raise SettingsError(
+                f"{len(stuck)} files were taken but cannot be removed",
+                where=self._settings.name,
+                hint="give Nocturne's user write access, or set remove = false",
+            )
         return len(taken)
 
     def _deal(self, found: _Found) -> None:
@@ -260,19 +264,19 @@ class FolderWatcher:
         finally:
             os.close(descriptor)
 
-    def _remove(self, found: _Found) -> None:
-        """Delete it, unless it has changed since."""
-        with suppress(_ChangedError), self._parent(found.path) as (parent, name):
-            if _State.of(os.stat(name, dir_fd=parent, follow_symlinks=False)) != found.state:
-                return
-            try:
-                os.unlink(name, dir_fd=parent)
-            except PermissionError:
-                raise SettingsError(
-                    "files in the watched folder cannot be removed",
-                    where=self._settings.name,
-                    hint="give Nocturne's user write access, or set remove = false",
-                ) from None
+    def _remove(self, found: _Found) -> bool:
+        """Delete it, unless it has changed since; False where the system does not let us."""
+        try:
+            with self._parent(found.path) as (parent, name):
+                if _State.of(os.stat(name, dir_fd=parent, follow_symlinks=False)) == found.state:
+                    os.unlink(name, dir_fd=parent)
+        except _ChangedError:
+            return True  # gone, or no longer the one that was taken
+        except NocturneError:
+            raise
+        except OSError:
+            return False
+        return True
 
     # -- what cannot be taken -----------------------------------------------------------------------------------
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,6 +39,8 @@ PATIENCE: Final = 5
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=10.0)
 _NEW, _STABLE = "NewInstance", "StableStudy"
 
+Answer = TypeVar("Answer", bound=BaseModel)
+
 _log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every address that it asks
 
@@ -49,6 +51,11 @@ class _Change(BaseModel):
     kind: str = Field(alias="ChangeType")
     resource: str = Field(alias="ID", pattern=r"^[0-9a-f-]{1,64}$")
     date: str = Field("", alias="Date")
+
+
+class _Study(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    tags: Mapping[str, str] = Field(alias="MainDicomTags")
 
 
 class _Page(BaseModel):
@@ -161,12 +168,7 @@ class OrthancWatcher:
             response = self._client.get("changes", params=query)
         if response.is_error:
             raise self._refusal(response)
-        try:
-            return _Page.model_validate_json(response.content)
-        except ValidationError:
-            raise SettingsError(
-                "does not answer as Orthanc does", where=self._settings.name, hint="check its url in the settings"
-            ) from None
+        return self._read(_Page, response)
 
     # -- what it tells ------------------------------------------------------------------------------------------
 
@@ -254,9 +256,16 @@ class OrthancWatcher:
             return  # deleted: its quiet time decides
         if response.is_error:
             raise self._refusal(response)
-        tags: dict[str, Any] = response.json().get("MainDicomTags", {})
-        if uid := str(tags.get("StudyInstanceUID", "")):
+        if uid := self._read(_Study, response).tags.get("StudyInstanceUID"):
             self._reception.told_whole(uid)
+
+    def _read(self, kind: type[Answer], response: httpx.Response) -> Answer:
+        try:
+            return kind.model_validate_json(response.content)
+        except ValidationError:
+            raise SettingsError(
+                "does not answer as Orthanc does", where=self._settings.name, hint="check its url in the settings"
+            ) from None
 
     def _refusal(self, response: httpx.Response) -> Exception:
         error = refusal(response.status_code, self._settings.name)
@@ -272,5 +281,5 @@ class OrthancWatcher:
             raise SettingsError(
                 "has no usable URL", where=self._settings.name, hint="give http://host:port in the settings"
             ) from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise unreachable(error, self._settings.name) from None

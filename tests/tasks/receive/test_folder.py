@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from models.errors import ServiceUnavailableError, is_transient
+from models.errors import ServiceUnavailableError, SettingsError, is_transient
 from models.hospital import WatchedFolder
 from models.pseudonyms import Pseudonymizer
 from tasks.receive import folder as module
@@ -257,6 +257,21 @@ def test_nothing_is_removed_when_the_catalog_does_not_take_it(
     assert house.watcher(remove=True).look() == 1
     assert not path.exists()
     assert house.instances() == 1
+
+
+def test_files_that_cannot_be_removed_are_told_and_not_taken_again(
+    house: House, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(inbox, instance(), instance())
+
+    def refused(path: Any, *, dir_fd: int) -> None:
+        raise PermissionError(errno.EACCES, "refused", path)
+
+    monkeypatch.setattr(module.os, "unlink", refused)
+    with pytest.raises(SettingsError, match="2 files were taken but cannot be removed"):
+        house.watcher(remove=True).look()
+    assert house.instances() == 2
+    assert house.watcher(remove=True).look() == 0
 
 
 def test_a_folder_that_is_away_is_told_and_comes_back(house: House, inbox: Path) -> None:
