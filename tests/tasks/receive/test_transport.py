@@ -24,7 +24,8 @@ from tasks.stores.spool import Spool
 from tests.components import until
 from tests.tasks.receive.certificates import Authority, client
 from tests.tasks.receive.samples import encoded, instance
-from tests.tasks.receive.test_listener import Listen, associated, listen, status  # noqa: F401
+from tests.tasks.receive.test_listener import Listen, associated, status
+from tests.tasks.receive.test_listener import listen as listen
 
 PATIENCE = 60
 
@@ -64,7 +65,7 @@ def authority(tmp_path: Path) -> Authority:
 # -- the five faults of pynetdicom 3.0.4 --------------------------------------------------------------------------
 
 
-def test_a_silent_peer_on_the_tls_port_blocks_nobody_and_is_cut_off(listen: Listen, authority: Authority) -> None:  # noqa: F811
+def test_a_silent_peer_on_the_tls_port_blocks_nobody_and_is_cut_off(listen: Listen, authority: Authority) -> None:
     port = listen(tls=authority.issue("listener"), network_seconds=2).port
     mine = authority.issue("sender")
     with connect(port) as silent, connect(port):
@@ -73,7 +74,7 @@ def test_a_silent_peer_on_the_tls_port_blocks_nobody_and_is_cut_off(listen: List
 
 
 @pytest.mark.parametrize("kind", [1, 4, 5, 7])
-def test_a_pdu_that_claims_four_gigabytes_is_refused_by_its_header(listen: Listen, kind: int) -> None:  # noqa: F811
+def test_a_pdu_that_claims_four_gigabytes_is_refused_by_its_header(listen: Listen, kind: int) -> None:
     listener = listen()
     with connect(listener.port) as peer:
         peer.sendall(struct.pack(">BBL", kind, 0, 0xFFFFFFF0) + bytes(1000))
@@ -81,7 +82,7 @@ def test_a_pdu_that_claims_four_gigabytes_is_refused_by_its_header(listen: Liste
     assert echoes(listener.port)
 
 
-def test_within_an_association_a_pdu_is_bounded_by_what_was_announced(listen: Listen) -> None:  # noqa: F811
+def test_within_an_association_a_pdu_is_bounded_by_what_was_announced(listen: Listen) -> None:
     listener = listen(max_pdu_bytes=4096)
     with associated(listener) as assoc:
         assert assoc.acceptor.maximum_length == 4096
@@ -91,7 +92,7 @@ def test_within_an_association_a_pdu_is_bounded_by_what_was_announced(listen: Li
 
 
 @pytest.mark.parametrize("begun", [b"", b"\1", b"\1\0\0\0", struct.pack(">BBL", 1, 0, 200) + b"abc"])
-def test_what_has_begun_and_does_not_go_on_is_closed(listen: Listen, begun: bytes) -> None:  # noqa: F811
+def test_what_has_begun_and_does_not_go_on_is_closed(listen: Listen, begun: bytes) -> None:
     listener = listen(network_seconds=1)
     with connect(listener.port) as peer:
         peer.sendall(begun)
@@ -101,7 +102,7 @@ def test_what_has_begun_and_does_not_go_on_is_closed(listen: Listen, begun: byte
     until(lambda: listener.figures()["connections"] == 0, "the connection to be counted out")
 
 
-def test_a_peer_that_drips_bytes_is_closed_too(listen: Listen) -> None:  # noqa: F811
+def test_a_peer_that_drips_bytes_is_closed_too(listen: Listen) -> None:
     listener = listen(network_seconds=1)
     with connect(listener.port) as peer:
         peer.sendall(struct.pack(">BBL", 1, 0, 1000))
@@ -116,7 +117,7 @@ def dripped(peer: socket.socket) -> bool:
     return False
 
 
-def test_idle_connections_of_one_address_leave_room_for_others(listen: Listen) -> None:  # noqa: F811
+def test_idle_connections_of_one_address_leave_room_for_others(listen: Listen) -> None:
     listener = listen(associations=8, associations_per_peer=2, network_seconds=30)
     with ExitStack() as held:
         for _ in range(2 + SPARE_CONNECTIONS):
@@ -136,7 +137,7 @@ def test_idle_connections_of_one_address_leave_room_for_others(listen: Listen) -
 # -- TLS ----------------------------------------------------------------------------------------------------------
 
 
-def test_only_a_certificate_of_our_authority_gets_in(listen: Listen, authority: Authority, tmp_path: Path) -> None:  # noqa: F811
+def test_only_a_certificate_of_our_authority_gets_in(listen: Listen, authority: Authority, tmp_path: Path) -> None:
     port = listen(tls=authority.issue("listener")).port
     mine = authority.issue("sender")
     foreign = Authority.new(tmp_path / "foreign", "other").issue("sender")
@@ -147,7 +148,7 @@ def test_only_a_certificate_of_our_authority_gets_in(listen: Listen, authority: 
     assert echoes(port, (client(mine), "127.0.0.1"))
 
 
-def test_instances_come_over_tls_whole(listen: Listen, authority: Authority, spool: Spool) -> None:  # noqa: F811
+def test_instances_come_over_tls_whole(listen: Listen, authority: Authority, spool: Spool) -> None:
     port = listen(tls=authority.issue("listener")).port
     ae = AE("SCU")
     ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
@@ -220,7 +221,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_whoever_breaks_the_protocol_is_aborted(listen: Listen, spool: Spool, name: str) -> None:  # noqa: F811
+def test_whoever_breaks_the_protocol_is_aborted(listen: Listen, spool: Spool, name: str) -> None:
     listener = listen()
     with associated(listener) as assoc:
         with suppress(OSError):  # cut off while it is still sending
@@ -232,7 +233,7 @@ def test_whoever_breaks_the_protocol_is_aborted(listen: Listen, spool: Spool, na
 
 
 @pytest.mark.parametrize("ending", ["close", "abort", "silence"])
-def test_an_instance_that_breaks_off_leaves_nothing(listen: Listen, spool: Spool, ending: str) -> None:  # noqa: F811
+def test_an_instance_that_breaks_off_leaves_nothing(listen: Listen, spool: Spool, ending: str) -> None:
     listener = listen(network_seconds=1 if ending == "silence" else 30)
     ds = instance(side=300)
     with associated(listener) as assoc:
@@ -249,14 +250,14 @@ def test_an_instance_that_breaks_off_leaves_nothing(listen: Listen, spool: Spool
     assert not list(spool.root.rglob("*.dcm"))
 
 
-def test_an_association_that_is_silent_for_too_long_is_ended(listen: Listen) -> None:  # noqa: F811
+def test_an_association_that_is_silent_for_too_long_is_ended(listen: Listen) -> None:
     listener = listen(idle_seconds=1)
     with associated(listener) as assoc:
         until(lambda: not assoc.is_established, "the association to end")
     until(lambda: listener.figures()["connections"] == 0, "the connection to end")
 
 
-def test_fragments_of_any_size_make_the_same_instance(listen: Listen, spool: Spool) -> None:  # noqa: F811
+def test_fragments_of_any_size_make_the_same_instance(listen: Listen, spool: Spool) -> None:
     ds = instance(side=64)
     data, said = encoded(ds), command(ds.SOPInstanceUID)
     rng = random.Random(3)
@@ -281,7 +282,7 @@ def test_fragments_of_any_size_make_the_same_instance(listen: Listen, spool: Spo
     spool.verify(path)
 
 
-def test_noise_of_every_kind_does_not_harm_the_listener(listen: Listen) -> None:  # noqa: F811
+def test_noise_of_every_kind_does_not_harm_the_listener(listen: Listen) -> None:
     listener = listen(network_seconds=2)
     rng = random.Random(11)
     ds = instance(side=32)
@@ -319,7 +320,7 @@ def test_the_gate_counts_by_address_and_in_all() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_is_left(listen: Listen) -> Iterator[None]:  # noqa: F811
+def _no_thread_is_left(listen: Listen) -> Iterator[None]:
     import threading
 
     before = set(threading.enumerate())
