@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -55,7 +56,12 @@ def associated(
         max_pdu=_MAX_PDU,
         ext_neg=list(roles),
         tls_args=(tls_context(peer.tls, peer.name), peer.host) if peer.tls else None,
-        evt_handlers=[(evt.EVT_CONN_OPEN, _without_delay), (evt.EVT_PDU_RECV, refusals.hear), *handlers],
+        evt_handlers=[
+            (evt.EVT_CONN_OPEN, _without_delay),
+            (evt.EVT_PDU_RECV, refusals.hear),
+            (evt.EVT_ESTABLISHED, _take_turns),
+            *handlers,
+        ],
     )
     if not association.is_established:
         raise _why_not(association, refusals, peer)
@@ -92,6 +98,32 @@ def tls_context(tls: Tls, where: str) -> ssl.SSLContext:
 def _without_delay(event: Any) -> None:
     with suppress(OSError, AttributeError):  # a matter of speed alone
         event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _take_turns(event: Any) -> None:
+    event.assoc._reactor_checkpoint = _Checkpoint(event.assoc)
+
+
+class _Checkpoint(threading.Event):
+    """Where pynetdicom's own thread waits while a request of ours is answered.
+
+    In pynetdicom 3.0.4 that thread may be let through, and be taken for waiting still, while the next request is
+    sent: it takes the first answer off the queue then, and a match is lost without a word.
+    """
+
+    def __init__(self, association: Association) -> None:
+        super().__init__()
+        self._association = association
+        self.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until the way is free, and everybody can see that we are on it."""
+        while True:
+            super().wait(timeout)
+            self._association._is_paused = False
+            if self.is_set() or timeout is not None:
+                return self.is_set()
+            self._association._is_paused = True
 
 
 class _Refusals:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections import deque
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -108,6 +111,22 @@ def test_series_list_their_instances(opened: DimseArchive, studies: dict[int, li
     (series,) = opened.series(studies[1][0].StudyInstanceUID)
     assert series.modality == "CT"
     assert {one.uid for one in series.instances} == {ds.SOPInstanceUID for ds in studies[1]}
+
+
+def test_no_match_is_lost_between_two_threads(opened: DimseArchive, studies: dict[int, list[Dataset]]) -> None:
+    """pynetdicom's own thread must not take an answer: with threads that switch this often it takes one in fifty."""
+    uid, over = studies[1][0].StudyInstanceUID, threading.Event()
+    busy = threading.Thread(target=lambda: deque(iter(over.is_set, True), maxlen=0), daemon=True)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    busy.start()
+    try:
+        counts = [len(series.instances) for _ in range(100) for series in opened.series(uid)]
+    finally:
+        over.set()
+        sys.setswitchinterval(before)
+        busy.join()
+    assert counts == [3] * 100
 
 
 def test_c_get_brings_a_series(
