@@ -38,6 +38,7 @@ SIDE = 512  # 16 bits: 0.5 MB
 SECRET = b"s" * 32
 ENVIRONMENT = os.environ | {"TCP_NODELAY": "1"}
 START_SECONDS = 60
+SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
 # -- what is sent -------------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def serve_ours(folder: Path, port: int) -> None:
     with Reception(catalog, Spool(folder / "spool", names), names, source="listener") as reception:
         reception.recover()
         with Listener(settings, reception, catalog, names):
-            signal.sigwait({signal.SIGTERM, signal.SIGINT})
+            signal.sigwait(SIGNALS)
 
 
 def serve_plain(folder: Path, port: int) -> None:
@@ -130,7 +131,7 @@ def serve_plain(folder: Path, port: int) -> None:
     for context in AllStoragePresentationContexts:
         ae.add_supported_context(str(context.abstract_syntax), ExplicitVRLittleEndian)
     ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    signal.sigwait(SIGNALS)
 
 
 SERVED: dict[str, Callable[[Path, int], None]] = {"ours": serve_ours, "plain": serve_plain}
@@ -258,6 +259,7 @@ def main() -> None:
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before there are threads, which take it over
         kind, folder, port = options.serve
         SERVED[kind](Path(folder), int(port))
         return

@@ -1,0 +1,32 @@
+"""A listener in a process of its own, to be killed: `python -m tests.tasks.receive.serve HOME PORT`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from models.hospital import Listener as Settings
+from models.pseudonyms import Pseudonymizer
+from tasks.receive.listener import Listener
+from tasks.receive.reception import Reception
+from tasks.stores.catalog import Catalog
+from tasks.stores.spool import Spool
+
+SECRET = b"s" * 32
+
+
+def main(home: Path, port: int) -> None:
+    """Recover, listen, and wait for a signal."""
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before there are threads, which take it over
+    names = Pseudonymizer(SECRET)
+    catalog = Catalog(f"sqlite:///{home / 'catalog.db'}")
+    with Reception(catalog, Spool(home / "spool", names), names, source="listener") as reception:
+        reception.recover()
+        with Listener(Settings(port=port, free_bytes=0), reception, catalog, names):
+            signal.sigwait(signals)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
