@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,14 +38,31 @@ class Served:
         return self.settings.prefect()
 
     def post(self, path: str, json: Any) -> Any:
-        answer = httpx.post(f"{self.api}{path}", json=json, timeout=60)
-        assert answer.is_success, answer.text
-        return answer.json() if answer.content else None
+        return self._asked("POST", path, json=json)
 
     def get(self, path: str, **parameters: str) -> Any:
-        answer = httpx.get(f"{self.api}{path}", params=parameters, timeout=60)
-        assert answer.is_success, answer.text
-        return answer.json()
+        return self._asked("GET", path, params=parameters)
+
+    def delete(self, path: str) -> None:
+        self._asked("DELETE", path)
+
+    def _asked(self, method: str, path: str, **options: Any) -> Any:
+        answer = self.answered(method, path, **options)
+        assert answer.is_success or (method == "DELETE" and answer.status_code == 404), answer.text
+        return answer.json() if answer.content and answer.is_success else None
+
+    def answered(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The server's answer. One that its SQLite was too busy to give is asked for again, as Prefect's clients do."""
+
+        def answered() -> httpx.Response | None:
+            found = httpx.request(method, f"{self.api}{path}", timeout=60, **options)
+            return None if found.status_code == 503 else found
+
+        end = time.monotonic() + 120.0
+        while (answer := answered()) is None:
+            assert time.monotonic() < end, f"{method} {path}: no answer but 503"
+            time.sleep(0.2)
+        return answer
 
     def emit(self, key: str) -> None:
         """The event that the relay posts for a study version."""
@@ -166,8 +184,9 @@ def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "served" in request.fixturenames:
         served: Served = request.getfixturevalue("served")
-        for run in served.post("/flow_runs/filter", {"limit": 200}):
-            httpx.delete(f"{served.api}/flow_runs/{run['id']}", timeout=60)
+        found = served.post("/flow_runs/filter", {"limit": 200})
+        for run in (run for run in found if not run["auto_scheduled"]):
+            served.delete(f"/flow_runs/{run['id']}")
 
 
 def answers(api: str, server: subprocess.Popen[bytes]) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import httpx
 import pytest
 
 from deployments.deploy import deploy
@@ -90,9 +89,7 @@ def test_the_form_shows_the_recipes_fields_and_refuses_what_is_wrong(served: Ser
     )
 
     wrong = found["parameters"] | {"recipe": found["parameters"]["recipe"] | {"kind": "divination"}}
-    answer = httpx.post(
-        f"{served.api}/deployments/{found['id']}/create_flow_run", json={"parameters": wrong}, timeout=60
-    )
+    answer = served.answered("POST", f"/deployments/{found['id']}/create_flow_run", json={"parameters": wrong})
     assert answer.status_code == 409
     assert "divination" in answer.text
 
