@@ -24,7 +24,7 @@ from deployments.workers import SteadyWorker, host, serve
 from models.errors import WorkerLostError
 from models.settings import Settings
 
-WARM_MODULES = ("flows.arrival",)
+WARM_MODULES = ("flows.arrival", "mlflow", "monai.networks.nets", "pandas", "pandera.pandas")
 _LOOK_SECONDS = 2.0
 
 

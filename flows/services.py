@@ -26,10 +26,9 @@ _QUICK = 0.25
 
 def run_listener(settings: Settings) -> None:
     """The DICOM listener, until it is told to stop."""
+    from tasks.receive.completion import LISTENER
     from tasks.receive.listener import Listener
     from tasks.receive.reception import Reception
-
-    from tasks.receive.completion import LISTENER
 
     log_plainly()
     stores = open_stores(settings)
@@ -66,7 +65,7 @@ def run_watch(settings: Settings) -> None:
             watcher = FolderWatcher(folder, reception(folder.name), stores.catalog, stores.pseudonymizer)
             rounds.every(folder.every_seconds, folder.name, watcher.look)
         for feed in settings.orthanc:
-            orthanc = OrthancWatcher(feed, reception(feed.name), stores.catalog)
+            orthanc = OrthancWatcher(feed, reception(feed.name), stores.catalog, stores.pseudonymizer)
             held.callback(orthanc.close)
             rounds.every(feed.every_seconds, feed.name, orthanc.look)
         rounds.run()
@@ -75,7 +74,6 @@ def run_watch(settings: Settings) -> None:
 def run_relay(settings: Settings, watchdog: Callable[[], int]) -> None:
     """Completes studies, tells Prefect of them, sends what waits, and looks after lost runs."""
     from tasks.deliver.run import Dispatcher
-
     from tasks.receive.relay import EventRelay
 
     log_plainly()

@@ -13,7 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 
-from models.hospital import Destination, Tls
+from models.hospital import Destination
+from tasks.associations import Refusals, client_context, steadied
 from tasks.deliver.commitment import PUSH_INSTANCE, PUSH_MODEL, REQUEST, Commitments, failed_in, request_of
 from tasks.deliver.objects import Result
 from tasks.deliver.sending import Sent, away
@@ -74,15 +75,16 @@ class DimseSender:
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = seconds
         for sop_class in classes:
             ae.add_requested_context(sop_class, _SYNTAXES)
+        refusals = Refusals()
         association = ae.associate(
             self._destination.host,
             self._destination.port,
             ae_title=self._destination.ae_title,
-            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._reported)],
+            evt_handlers=[*steadied(refusals), (evt.EVT_N_EVENT_REPORT, self._reported)],
             tls_args=self._tls(),
         )
         if not association.is_established:
-            raise away(self._destination, *_why_not(association))
+            raise away(self._destination, _why_not(refusals))
         try:
             yield association
         except RuntimeError:
@@ -96,7 +98,7 @@ class DimseSender:
         if self._destination.tls is None:
             return None
         try:
-            return context_of(self._destination.tls), self._destination.host
+            return client_context(self._destination.tls), self._destination.host
         except (OSError, ssl.SSLError) as error:
             raise away(
                 self._destination,
@@ -164,14 +166,6 @@ class DimseSender:
         return (_SUCCESS, None) if known else (0x0112, None)  # no such object instance
 
 
-def context_of(tls: Tls) -> ssl.SSLContext:
-    """Our side of mutual TLS (PS3.15 B.12): the authority's signature counts, not the host's name."""
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(tls.authority))
-    context.check_hostname = False
-    context.load_cert_chain(str(tls.certificate), str(tls.key))
-    return context
-
-
 def is_permanent(status: int) -> bool:
     """Whether a C-STORE status means that the same object will be refused again (PS3.4 B.2.3, PS3.7 C)."""
     return 0xA900 <= status <= 0xA9FF or 0xC000 <= status <= 0xCFFF or status in _NEVER
@@ -181,8 +175,7 @@ def _takes(association: Association, sop_class: str) -> bool:
     return any(context.abstract_syntax == sop_class for context in association.accepted_contexts)
 
 
-def _why_not(association: Association) -> tuple[str]:
-    if association.is_rejected:
-        answer = association.acceptor.primitive
-        return (f"refuses our association ({answer.reason_str if answer is not None else 'no reason given'})",)
-    return ("cannot be reached, or does not speak DICOM there",)
+def _why_not(refusals: Refusals) -> str:
+    if refusals.heard is not None:
+        return f"refuses our association ({refusals.heard.reason_str})"
+    return "cannot be reached, or does not speak DICOM there"

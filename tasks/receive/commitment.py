@@ -7,7 +7,6 @@ which it was asked while that is open, else on a new one to where the requester 
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from models.errors import HeaderError, NocturneError
 from models.hospital import Tls
 from models.pseudonyms import Pseudonymizer
+from tasks.associations import client_context, steadied
 from tasks.receive.reception import Reception
 from tasks.stores.catalog import Catalog
 from tasks.stores.peek import is_uid
@@ -168,8 +168,10 @@ class Commitment:
         ae.acse_timeout = ae.dimse_timeout = ae.connection_timeout = ae.network_timeout = _CALL_SECONDS
         ae.add_requested_context(StorageCommitmentPushModel)
         role = build_role(StorageCommitmentPushModel, scp_role=True)
-        tls = (_client_context(requester.tls), requester.host) if requester.tls else None
-        assoc = ae.associate(requester.host, requester.port, ae_title=title, ext_neg=[role], tls_args=tls)
+        tls = (client_context(requester.tls), requester.host) if requester.tls else None
+        assoc = ae.associate(
+            requester.host, requester.port, ae_title=title, ext_neg=[role], tls_args=tls, evt_handlers=steadied()
+        )
         try:
             return assoc.is_established and _send(assoc, result)
         finally:
@@ -239,11 +241,3 @@ def _send(assoc: Association, result: Dataset) -> bool:
     except (RuntimeError, ValueError):  # it was closed in the meantime
         return False
     return "Status" in status
-
-
-def _client_context(tls: Tls) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(tls.authority))
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = False  # PS3.15 B.12: the certificate is checked; devices rarely bear host names
-    context.load_cert_chain(tls.certificate, tls.key)
-    return context

@@ -22,7 +22,7 @@ from models.errors import HeaderError, NocturneError, StoreBusyError
 from models.pseudonyms import Pseudonymizer
 from tasks.receive.indexing import Arrived, Index, News, Refused, Told
 from tasks.stores.catalog import Catalog
-from tasks.stores.spool import Spool, Stored
+from tasks.stores.spool import STALE_SECONDS, Spool, Stored
 from tasks.stores.tables import CursorRow, now
 
 BATCH_SECONDS: Final = 0.1
@@ -93,7 +93,8 @@ class Reception:
         """
         started = self.spool.clock()
         cursor = self._catalog.get(CursorRow, CURSOR)
-        since = float(cursor.value) if cursor else 0.0
+        # Further back than the cursor, so that what a killed writer left is seen again when it is old enough to go.
+        since = float(cursor.value) - 2 * STALE_SECONDS if cursor else 0.0
         missing = 0
         for folder in self.spool.folders_since(since):
             missing += self._recover_folder(folder)

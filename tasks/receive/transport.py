@@ -226,6 +226,8 @@ class _Layer(UpperLayer):
     def run_reactor(self) -> None:
         try:
             super().run_reactor()
+        except Exception as error:  # noqa: BLE001 the state machine refuses what a peer does out of order
+            log.info("an association ended out of order (%s)", type(error).__name__)
         finally:
             self.assoc.ended()  # type: ignore[attr-defined]
 
