@@ -5,7 +5,6 @@ from __future__ import annotations
 from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
-from tasks.deliver.door import Delivered
 
 from flows.artifacts import show_arrival
 from flows.environment import open_stores
@@ -15,6 +14,7 @@ from models.errors import NocturneError
 from models.refs import AnalysisRef, StudyVersionRef
 from models.settings import Settings
 from tasks.deliver import door as delivering
+from tasks.deliver.door import Delivered
 from tasks.predict import door as predicting
 from tasks.receive import door as receiving
 from tasks.receive.door import Outcome

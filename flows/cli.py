@@ -302,7 +302,6 @@ def deploy(
     """Tell the Prefect server what there is to run: schedules, triggers, limits and automations."""
     settings = _served(wait_seconds)
     from deployments.deploy import deploy as tell
-
     from flows.console import out
 
     for name in tell(settings, recipes=tuple(recipe or ())):
@@ -351,7 +350,6 @@ def run_relay() -> None:
     """Complete studies, start their runs, send results that wait, and look after lost runs."""
     settings = _served()
     from deployments.watchdog import watch
-
     from flows.services import run_relay as work
 
     work(settings, lambda: watch(settings))

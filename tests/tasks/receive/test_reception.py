@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tasks.receive import indexing, reception
 from tasks.receive.indexing import Index
 from tasks.receive.reception import Reception
 from tasks.stores.catalog import Catalog
-from tasks.stores.spool import Spool, Stored
+from tasks.stores.spool import STALE_SECONDS, Spool, Stored
 from tasks.stores.tables import ArrivalRow, CursorRow, InstanceRow, QuarantineRow, now
 from tests.components import until
 from tests.tasks.receive.samples import encoded, instance, write
@@ -134,9 +135,20 @@ def test_recover_indexes_what_was_killed_before_its_row(
     assert reception.recover() == 0
     cursor = catalog.get(CursorRow, "spool")
     assert cursor
-    catalog.change(CursorRow, CursorRow.name == "spool", value=repr(float(cursor.value) + 3600))
+    catalog.change(CursorRow, CursorRow.name == "spool", value=repr(float(cursor.value) + 3 * STALE_SECONDS))
     monkeypatch.setattr(reception, "_recover_folder", lambda folder: pytest.fail("an unchanged folder was searched"))
     assert reception.recover() == 0
+
+
+def test_recover_removes_in_the_end_what_a_killed_writer_left(reception: Reception, spool: Spool) -> None:
+    left = take(spool, instance()).path.parent / ".left.part"
+    left.touch()
+    reception.recover()
+    assert left.exists()
+    long_ago = spool.clock() - STALE_SECONDS - 60
+    os.utime(left, (long_ago, long_ago))
+    reception.recover()
+    assert not left.exists()
 
 
 def test_recover_goes_on_past_a_broken_file(
