@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +39,6 @@ SIDE = 512  # 16 bits: 0.5 MB
 SECRET = b"s" * 32
 ENVIRONMENT = os.environ | {"TCP_NODELAY": "1"}
 START_SECONDS = 60
-SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
 # -- what is sent -------------------------------------------------------------------------------------------------
@@ -96,6 +96,12 @@ def send(port: int, studies: list[list[Path]]) -> float:
 # -- the servers --------------------------------------------------------------------------------------------------
 
 
+def wait_for_the_end() -> None:
+    """Until the process is told to end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    threading.Event().wait()
+
+
 def serve_ours(folder: Path, port: int) -> None:
     """Our listener with its catalog and its spool, as `nocturne up` runs it."""
     sys.path.insert(0, str(ROOT))
@@ -112,7 +118,7 @@ def serve_ours(folder: Path, port: int) -> None:
     with Reception(catalog, Spool(folder / "spool", names), names, source="listener") as reception:
         reception.recover()
         with Listener(settings, reception, catalog, names):
-            signal.sigwait(SIGNALS)
+            wait_for_the_end()
 
 
 def serve_plain(folder: Path, port: int) -> None:
@@ -131,7 +137,7 @@ def serve_plain(folder: Path, port: int) -> None:
     for context in AllStoragePresentationContexts:
         ae.add_supported_context(str(context.abstract_syntax), ExplicitVRLittleEndian)
     ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
-    signal.sigwait(SIGNALS)
+    wait_for_the_end()
 
 
 SERVED: dict[str, Callable[[Path, int], None]] = {"ours": serve_ours, "plain": serve_plain}
@@ -259,7 +265,6 @@ def main() -> None:
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before there are threads, which take it over
         kind, folder, port = options.serve
         SERVED[kind](Path(folder), int(port))
         return

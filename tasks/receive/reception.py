@@ -194,6 +194,9 @@ class Reception:
                     log.error("the catalog refuses the row of an instance (%s)", type(error).__name__)
 
     def _finished(self, written: int, dropped: int) -> None:
+        if self._complained:
+            self._complained = 0.0
+            log.warning("%s: the catalog takes rows again", self._source)
         with self._state:
             for _ in range(written):
                 self._pending.popleft()
@@ -201,9 +204,6 @@ class Reception:
             self._searched = dropped
             self._hurry = self._hurry and bool(self._pending)
             self._state.notify_all()
-        if self._complained:
-            self._complained = 0.0
-            log.warning("%s: the catalog takes rows again", self._source)
 
     def _rest(self, seconds: float) -> bool:
         """Wait before the next attempt; False where there will be none."""

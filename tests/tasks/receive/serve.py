@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from models.hospital import Listener as Settings
@@ -18,14 +19,13 @@ SECRET = b"s" * 32
 
 def main(home: Path, port: int) -> None:
     """Recover, listen, and wait for a signal."""
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before there are threads, which take it over
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     names = Pseudonymizer(SECRET)
     catalog = Catalog(f"sqlite:///{home / 'catalog.db'}")
     with Reception(catalog, Spool(home / "spool", names), names, source="listener") as reception:
         reception.recover()
         with Listener(Settings(port=port, free_bytes=0), reception, catalog, names):
-            signal.sigwait(signals)
+            threading.Event().wait()
 
 
 if __name__ == "__main__":
