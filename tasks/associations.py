@@ -20,6 +20,7 @@ from models.hospital import Tls
 
 PERMANENT: Final = 1
 """A rejection's result (PS3.8 table 9-21)."""
+_LOOK_SECONDS: Final = 0.02
 
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 
@@ -77,9 +78,13 @@ class _Checkpoint(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until the way is free, and everybody can see that we are on it."""
+        if timeout is not None:
+            return super().wait(timeout)
         while True:
-            super().wait(timeout)
+            while not super().wait(_LOOK_SECONDS):
+                # Said again and again: whoever waits for this word waits without a bound.
+                self._association._is_paused = True
             self._association._is_paused = False
-            if self.is_set() or timeout is not None:
-                return self.is_set()
+            if self.is_set():
+                return True
             self._association._is_paused = True

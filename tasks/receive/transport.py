@@ -341,8 +341,8 @@ class Server(ThreadedAssociationServer):
             end.join(max(0.0, until - monotonic()))
         for assoc in self.living:
             assoc.cut()
-        for assoc in self.living:
-            assoc.dul.join(1.0)
+            if assoc.dul.ident is not None:  # it has been started
+                assoc.dul.join(1.0)
 
     def _secured(self, request: socket.socket) -> socket.socket:
         seconds = self.limits.network_seconds
