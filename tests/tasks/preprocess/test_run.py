@@ -266,6 +266,7 @@ def test_workers_have_one_blas_thread_and_no_open_port_but_loopback(client: Clie
     listening = {
         connection.laddr.ip
         for process in (me, *me.children(recursive=True))
+        if process.name().startswith("python")  # other tests' archives and PACS may run beside it
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN
     }
