@@ -6,6 +6,7 @@ import fcntl
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ from models.errors import NocturneError, SettingsError, is_transient
 from tasks.stores.heartbeats import Heartbeat
 
 _BEAT_SECONDS = 2.0
+_LOOK_SECONDS = 0.25
 _LONGEST_PAUSE = 30.0
 _log = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ class Rounds:
     def __init__(self, home: Path, name: str) -> None:
         self._home, self.name = home, name
         self.stop = threading.Event()
+        self._signalled = False
         self._jobs: list[threading.Thread] = []
         self._figures: dict[str, int] = {}
         self._troubles: dict[str, str] = {}
@@ -50,9 +53,9 @@ class Rounds:
             for job in self._jobs:
                 job.start()
             try:
-                while not self.stop.is_set():
+                while not self._over(0):
                     heartbeat.beat(self._told(), "; ".join(f"{n}: {t}" for n, t in list(self._troubles.items())))
-                    self.stop.wait(_BEAT_SECONDS)
+                    self._over(_BEAT_SECONDS)
             finally:
                 self.stop.set()
                 for job in self._jobs:
@@ -61,6 +64,14 @@ class Rounds:
                 heartbeat.beat(self._told(), f"ended: {type(self._fault).__name__}; see the log")
                 raise self._fault
             heartbeat.end()
+
+    def _over(self, seconds: float) -> bool:
+        """Whether it is to end, waiting at most this long to hear so."""
+        end = time.monotonic() + seconds
+        while not (self._signalled or self.stop.wait(min(_LOOK_SECONDS, max(0.0, end - time.monotonic())))):
+            if time.monotonic() >= end:
+                return False
+        return True
 
     def _told(self) -> dict[str, int]:
         return {**self._figures, **{k: v for source in self._sources for k, v in source().items()}}
@@ -94,7 +105,8 @@ class Rounds:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         def asked(number: int, frame: FrameType | None) -> None:
-            self.stop.set()
+            # Only a flag: the handler may interrupt a wait on the event, which holds the lock that `set` takes.
+            self._signalled = True
 
         if threading.current_thread() is not threading.main_thread():
             yield
