@@ -17,7 +17,7 @@ from models.recipe import Recipe
 
 HEAD = """# The recipe's reference
 
-Written by `python docs/make_recipe_reference.py` from `models/recipe.py`. A recipe is a TOML file; keys may be dotted
+Written by `python docs/make_recipe_reference.py` from `models/recipe/`. A recipe is a TOML file; keys may be dotted
 (`train.minutes = 10`) or in tables (`[train]`). Unknown keys are refused with the nearest known one named.
 "auto" lets the planner decide; what it decided, and why, is in the report.
 """

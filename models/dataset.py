@@ -16,7 +16,12 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class DatasetRow:
-    """One case. `target` is the class index of a classified image, −1 for a mask."""
+    """One case. `target` is the class index of a classified image, −1 for a mask or several classes.
+
+    `channels` are the volumes beside `volume` of a case of many channels, in the recipe's order, "" where one is
+    missing. `classes` says of each class whether an image that may be of several shows it. `clinical` are the values
+    of the dataset's variables, "" where one is missing.
+    """
 
     patient: str
     study: str
@@ -34,6 +39,10 @@ class DatasetRow:
     spacing_z: float
     spacing_y: float
     spacing_x: float
+    channels: tuple[str, ...] = ()
+    classes: tuple[int, ...] = ()
+    clinical: tuple[str, ...] = ()
+    synthetic: bool = False
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -54,14 +63,16 @@ class Dataset:
     kind: Kind
     classes: tuple[str, ...]
     rows: tuple[DatasetRow, ...]
+    variables: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda r: (r.patient, r.volume, r.label))))
 
     @property
     def key(self) -> str:
-        """Content hash over kind, classes and rows."""
-        return content_key("dataset", self.kind, list(self.classes), [asdict(row) for row in self.rows])
+        """Content hash over kind, classes, variables and rows."""
+        rows = [asdict(row) for row in self.rows]
+        return content_key("dataset", self.kind, list(self.classes), list(self.variables), rows)
 
     def split(self, name: SplitName) -> tuple[DatasetRow, ...]:
         """The rows of one split."""

@@ -21,7 +21,12 @@ Outcome = Literal["found", "missed", "invented", "absent"]
 CurveName = Literal["roc", "precision-recall", "calibration"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-PRIMARY: Final[dict[Kind, str]] = {"segmentation": "dice", "classification": "auc"}
+PRIMARY: Final[dict[Kind, str]] = {
+    "segmentation": "dice",
+    "classification": "auc",
+    "detection": "froc",
+    "synthesis": "fidelity",
+}
 
 
 class _Noun(BaseModel):

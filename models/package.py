@@ -36,6 +36,13 @@ class TrainingRecord(_Part):
     notes: tuple[str, ...] = ()
 
 
+class Member(_Part):
+    """One of several networks that are applied together. Its weights bear `name` and a full stop as prefix."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    plan: Plan | None = None  # None: the package's own
+
+
 class Environment(_Part):
     """The software that made it."""
 
@@ -59,6 +66,10 @@ class ModelPackage(_Part):
     environment: Environment
     threshold: float | None = None  # binary classification: chosen on validation
     keep_largest: tuple[str, ...] = ()  # classes of which only the largest component is kept
+    temperature: float = Field(1.0, gt=0)  # logits are divided by it; chosen on validation
+    thresholds: tuple[float, ...] = ()  # several classes at once: each one's, chosen on validation
+    members: tuple[Member, ...] = ()  # none: a single network, whose weights have no prefix
+    started_from: str = ""  # the package or the file's digest that the weights came from
     fingerprint: dict[str, Any] = Field(default_factory=dict)  # intensities and spacing, for out-of-distribution checks
 
     @classmethod

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from models.hashing import content_key
-from models.recipe import Augment, FilterStep, Kind
+from models.recipe import Augment, Detection, FilterStep, Kind, Loss, Start, Synthesis
 
 FloatTriple = tuple[float, float, float]
 IntTriple = tuple[int, int, int]
@@ -118,6 +118,9 @@ class NetworkPlan(_Part):
     kernels: tuple[IntTriple, ...] = ()
     dropout: float = 0.0
     deep_supervision: bool = False
+    stochastic_depth: float = 0.0
+    size: IntTriple | None = None  # the input's, where it is always the same: networks with position embeddings need it
+    variables: int = 0  # clinical numbers that join in the head
 
 
 class TrainPlan(_Part):
@@ -133,7 +136,7 @@ class TrainPlan(_Part):
     weight_decay: float
     schedule: Literal["poly", "cosine", "constant"]
     warmup: float
-    loss: Literal["dice_ce", "ce", "focal"]
+    loss: Loss
     class_balance: bool
     label_smoothing: float
     clip: float
@@ -148,6 +151,12 @@ class TrainPlan(_Part):
     augment: Augment
     flip_axes: tuple[Literal["z", "y", "x"], ...]
     class_weights: tuple[float, ...] = ()
+    tversky: tuple[float, float] = (0.3, 0.7)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    channel_dropout: float = 0.0
+    folds: int = 1
+    start: Start = Start()
 
 
 class InferPlan(_Part):
@@ -157,6 +166,21 @@ class InferPlan(_Part):
     overlap: float
     mirror_axes: tuple[Literal["z", "y", "x"], ...]
     keep_largest: Literal["auto"] | bool
+
+
+class VariablePlan(_Part):
+    """How one clinical variable becomes numbers: (x − mean)/std, or one per category; and one that says "missing"."""
+
+    name: str
+    kind: Literal["number", "category"]
+    mean: float = 0.0
+    std: float = 1.0
+    values: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """How many numbers it becomes."""
+        return 1 + (len(self.values) if self.kind == "category" else 1)
 
 
 class Plan(_Part):
@@ -170,6 +194,13 @@ class Plan(_Part):
     network: NetworkPlan
     train: TrainPlan
     infer: InferPlan
+    regions: bool = False  # masks hold bits: class i where value & 2^i; the network's outputs are independent
+    several: bool = False  # an image may be of several classes: the network's outputs are independent
+    of: Literal["series", "patient"] = "series"
+    channels: tuple[str, ...] = ()  # names, where a case is made of several series
+    variables: tuple[VariablePlan, ...] = ()
+    detection: Detection = Detection()
+    synthesis: Synthesis = Synthesis()
     notes: tuple[str, ...] = ()  # what was decided and why, for the report
 
     @property

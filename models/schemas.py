@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
@@ -14,6 +17,11 @@ _KEY = r"^[0-9a-f]{32}$"
 _PATIENT = r"^[A-Za-z0-9-]{1,64}$"
 _positive = pa.Check.gt(0)
 _share = pa.Check.in_range(0, 1)
+
+
+def _keys_or_none(values: Iterable[str]) -> bool:
+    return all(not value or re.match(_KEY, value) for value in values)
+
 
 INSTANCES = pa.DataFrameSchema(
     {
@@ -73,6 +81,10 @@ DATASET = pa.DataFrameSchema(
         "model_name": pa.Column(str),
         **{f"shape_{a}": pa.Column(int, _positive, coerce=True) for a in "zyx"},
         **{f"spacing_{a}": pa.Column(float, _positive, coerce=True) for a in "zyx"},
+        "channels": pa.Column(object, pa.Check(lambda s: s.map(_keys_or_none), name="keys_or_none")),
+        "classes": pa.Column(object, pa.Check(lambda s: s.map(lambda v: set(v) <= {0, 1}), name="zeros_and_ones")),
+        "clinical": pa.Column(object),
+        "synthetic": pa.Column(bool),
     },
     checks=pa.Check(
         lambda table: table.groupby("patient")["split"].transform("nunique") == 1, name="one_split_per_patient"

@@ -64,11 +64,11 @@ def build_dataset(recipe: Recipe, catalog: Catalog, store: DatasetStore, pseudon
 
 
 def _cases(session: Session, recipe: Recipe) -> tuple[list[Case], list[Exclusion]]:
-    meant = session.scalars(sql_select(VolumeRow).where(VolumeRow.modality.in_(recipe.images.modality)))
+    meant = session.scalars(sql_select(VolumeRow).where(VolumeRow.modality.in_(recipe.images.modalities)))
     volumes, exclusions = select(recipe.images, meant)
     if not volumes and not exclusions:
         raise NothingToDoError(
-            f"the catalog holds no {' or '.join(recipe.images.modality)} volume",
+            f"the catalog holds no {' or '.join(recipe.images.modalities)} volume",
             where=recipe.name,
             hint="`nocturne status` says what is there and what was set aside",
         )

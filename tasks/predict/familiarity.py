@@ -89,7 +89,7 @@ def check_image(package: ModelPackage, volume: Volume) -> tuple[Check, ...]:
 
 
 def _kinds(package: ModelPackage, seen: Fingerprint, volume: Volume) -> Iterator[Check]:
-    modalities = tuple(sorted({seen.modality, *package.recipe.images.modality}))
+    modalities = tuple(sorted({seen.modality, *package.recipe.images.modalities}))
     yield Check("modality", volume.modality, None, None, volume.modality in modalities, known=modalities)
     codes = {case.orientation for case in seen.cases}
     if codes and "" not in codes:

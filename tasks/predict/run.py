@@ -15,10 +15,10 @@ from models.errors import BadInputError, IntegrityError, NocturneError, NotFound
 from models.hashing import content_key
 from models.package import ModelPackage
 from models.refs import AnalysisRef, PackageRef, StudyVersionRef, VolumeRef
-from models.volume import Volume
 from tasks.imaging.predictor import Predictor
+from tasks.predict.applied import APPLIED
 from tasks.predict.familiarity import Check, check_image
-from tasks.predict.findings import Finding, as_mask, classes, structures, threshold_used
+from tasks.predict.findings import Finding, threshold_used
 from tasks.predict.warm import alone_on, predictor_for
 from tasks.progress import stage
 from tasks.stores.house import Stores
@@ -55,7 +55,7 @@ def choose_volumes(stores: Stores, package: PackageRef, candidates: Sequence[Vol
     if not fitting:
         seen = ", ".join(sorted({row.modality for row in rows if row})) or "none"
         raise NothingToDoError(
-            f"no series fits the model: it wants {'/'.join(images.modality)}, these are {seen}",
+            f"no series fits the model: it wants {'/'.join(images.modalities)}, these are {seen}",
             where=described.recipe.name,
             hint="see `images` in the model's recipe, and `nocturne status` for what is in quarantine",
         )
@@ -187,7 +187,7 @@ def _predict(stores: Stores, package: ModelPackage, predictor: Predictor, ref: V
         if stores.catalog.get(PredictionRow, key):
             return  # another thread was first
         begun = time.monotonic()
-        found = (_segment if package.plan.kind == "segmentation" else _classify)(stores, predictor, volume, key)
+        found = APPLIED[package.plan.kind](stores, predictor, volume, key)
         result: dict[str, Any] = {
             "kind": package.plan.kind,
             "findings": [finding.to_json() for finding in found],
@@ -202,17 +202,6 @@ def _predict(stores: Stores, package: ModelPackage, predictor: Predictor, ref: V
         )
     mine = (QuarantineRow.stage == STAGE, QuarantineRow.subject == ref.key, QuarantineRow.resolved_at.is_(None))
     stores.catalog.change(QuarantineRow, *mine, resolved_at=now())
-
-
-def _segment(stores: Stores, predictor: Predictor, volume: Volume, key: str) -> tuple[Finding, ...]:
-    found = predictor.segment(volume.array, volume.geometry)
-    names = predictor.package.plan.classes
-    stores.volumes.write_mask(key, as_mask(found.labels, names, volume.geometry))
-    return structures(found.labels, volume.geometry, names, found.confidence)
-
-
-def _classify(stores: Stores, predictor: Predictor, volume: Volume, key: str) -> tuple[Finding, ...]:
-    return classes(predictor.classify(volume.array, volume.geometry), predictor.package)
 
 
 def _set_aside(stores: Stores, package: PackageRef, ref: VolumeRef, error: NocturneError) -> None:

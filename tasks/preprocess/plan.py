@@ -83,6 +83,12 @@ def make_plan(
         network=network,
         train=train,
         infer=infer,
+        regions=recipe.labels.regions,
+        several=recipe.labels.several,
+        of=recipe.labels.of,
+        channels=tuple(channel.name for channel in recipe.images.channels),
+        detection=recipe.detection,
+        synthesis=recipe.synthesis,
         notes=tuple(notes),
     )
 
@@ -169,6 +175,8 @@ def _network(recipe: Recipe, grid: Grid, sized: Sized, channels: int, outputs: i
         strides=sized.topology.strides,
         kernels=sized.topology.kernels,
         dropout=recipe.network.dropout,
+        stochastic_depth=recipe.network.stochastic_depth,
+        size=sized.topology.patch if not segmentation else None,
     )
     entry = entry_for(plan)
     if recipe.kind not in entry.kinds:
@@ -219,6 +227,12 @@ def _train(
         device=wish.device,
         augment=recipe.augment,
         flip_axes=flips,
+        tversky=wish.tversky,
+        mixup=wish.mixup,
+        cutmix=wish.cutmix,
+        channel_dropout=recipe.images.channel_dropout if recipe.images.missing == "learn" else 0.0,
+        folds=wish.folds,
+        start=recipe.start,
     )
     length = "" if math.isinf(total) else f" for about {total:,.0f} steps"
     return plan, [f"{plan.optimiser} at {plan.learning_rate:g}, {plan.schedule}{length}"]

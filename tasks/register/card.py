@@ -49,7 +49,7 @@ def _head(package: ModelPackage, evaluation: Evaluation) -> list[str]:
         f"# {package.recipe.name}",
         "",
         f"A {plan.network.dimensions}-D {plan.network.name} network for {plan.kind} of "
-        f"{_listed(package.recipe.images.modality)} images: {_listed(plan.classes)}. "
+        f"{_listed(package.recipe.images.modalities)} images: {_listed(plan.classes)}. "
         f"{_name(evaluation.primary)} **{_shown(primary)}** on {evaluation.n_patients} test patients "
         "that it never learned from.",
     ]
@@ -60,7 +60,7 @@ def _use(package: ModelPackage) -> list[str]:
     return [
         "## Intended use",
         "",
-        f"It gives {output} for {_listed(package.recipe.images.modality)} images like those that it was trained on, "
+        f"It gives {output} for {_listed(package.recipe.images.modalities)} images like those that it was trained on, "
         "in the institution that trained it, for research and for quality control by qualified staff.",
         "",
         "**Not for diagnostic use.** It is not a medical device. It was not validated clinically, and the figures "

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from models import schemas
@@ -32,6 +33,7 @@ class DatasetStore:
         if not self.place.exists(key):
             frame = _checked(pd.DataFrame([asdict(row) for row in dataset.rows], columns=_COLUMNS), key)
             header = {"name": dataset.name, "kind": dataset.kind, "classes": list(dataset.classes)}
+            header["variables"] = list(dataset.variables)
             with self.place.staging() as folder:
                 frame.to_parquet(folder / ROWS, index=False)
                 (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
@@ -45,8 +47,9 @@ class DatasetStore:
             header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
             frame = pd.read_parquet(folder / ROWS, columns=_COLUMNS)
             records: list[dict[str, Any]] = frame.to_dict(orient="records")  # type: ignore[assignment]
-            rows = tuple(DatasetRow(**record) for record in records)
-            dataset = Dataset(header["name"], header["kind"], tuple(header["classes"]), rows)
+            rows = tuple(DatasetRow(**{k: _plain(v) for k, v in record.items()}) for record in records)
+            variables = tuple(header["variables"])
+            dataset = Dataset(header["name"], header["kind"], tuple(header["classes"]), rows, variables)
             whole = dataset.key == key
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(key, f"cannot be read ({type(error).__name__})") from error
@@ -58,6 +61,11 @@ class DatasetStore:
 
 def _checked(frame: pd.DataFrame, key: str) -> pd.DataFrame:
     return schemas.check(frame, schemas.DATASET, where=key)
+
+
+def _plain(value: Any) -> Any:
+    """Lists come back from Parquet as arrays."""
+    return tuple(value.tolist()) if isinstance(value, np.ndarray) else value
 
 
 def _damaged(key: str, what: str) -> IntegrityError:

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ from tasks.train.checkpoint import (
     restore_random_states,
 )
 from tasks.train.execution import Execution, choose_execution
-from tasks.train.objective import objective_for
-from tasks.train.patches import Batch
+from tasks.train.objective import Objective, objective_for
+from tasks.train.patches import Batch, is_masks
 
 
 @dataclass
@@ -50,14 +50,14 @@ class Position:
 class Learner:
     """One training's moving parts. `average` holds the averaged weights, which are validated and packaged."""
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
+    def __init__(self, plan: Plan, device: torch.device, objective: Objective | None = None) -> None:
         self.plan, self.device = plan, device
         torch.manual_seed(plan.seed)
         self.network = build(plan.network).to(device).train()
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.best: dict[str, Tensor] = {}
         self.optimiser = make_optimiser(self.network, plan.train)
-        self.objective = objective_for(plan, device)
+        self.objective = objective or objective_for(plan, device)
         self.position = Position(plan.train.batch_size)
         self.execution: Execution | None = None
         self._runner: nn.Module = self.network
@@ -66,6 +66,11 @@ class Learner:
     def parameters(self) -> int:
         """How many numbers are learnt."""
         return sum(p.numel() for p in self.network.parameters())
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """In which steps are computed; fp32 before the first one."""
+        return self.execution.precision if self.execution else "fp32"
 
     def settle(self, batch: Batch) -> None:
         """Decide how steps are carried out, by trying `batch`. A resumed training keeps what was decided."""
@@ -109,14 +114,14 @@ class Learner:
         if self.plan.network.dimensions == 2:
             # A 2-D network sees the one slice that a patch or an image has.
             images = images[:, :, 0]
-            targets = targets[:, 0] if targets.ndim == 4 else targets
+            targets = targets[:, 0] if is_masks(targets, batch.images) else targets
         return images, targets
 
     def _augmented(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         plan = self.plan
         changed, masks = augmented(
             images,
-            targets if targets.ndim > 1 else None,
+            targets if is_masks(targets, images) else None,
             plan.train.augment,
             plan.train.flip_axes,
             # The step's own seed: augmentation needs no generator to be carried over to a resumed run.

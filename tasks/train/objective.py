@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.plan import Plan
+from tasks.train.patches import is_masks
 
 Objective = Callable[[Tensor | list[Tensor], Tensor], Tensor]
 
@@ -40,7 +41,7 @@ def deeply_supervised(
 
 
 def _resized(targets: Tensor, head: Tensor) -> Tensor:
-    if targets.ndim == 1 or targets.shape[1:] == head.shape[2:]:
+    if not is_masks(targets, head) or targets.shape[1:] == head.shape[2:]:
         return targets
     return functional.interpolate(targets[:, None].float(), head.shape[2:], mode="nearest-exact")[:, 0].to(
         targets.dtype

@@ -87,14 +87,25 @@ class Cases:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`images` (b, c, z, y, x) float16 or float32; `targets` (b, z, y, x) uint8 masks or (b,) int64 classes."""
+    """`images` (b, c, z, y, x) float16 or float32.
+
+    `targets` are (b, z, y, x) uint8 masks, (b,) int64 classes, or (b, k) float32 shares of the classes. `clinical` is
+    (b, v) float32.
+    """
 
     images: Tensor
     targets: Tensor
+    clinical: Tensor | None = None
 
     def pinned(self) -> Batch:
         """In page-locked memory, from where a GPU fetches it while it computes."""
-        return Batch(self.images.pin_memory(), self.targets.pin_memory())
+        clinical = None if self.clinical is None else self.clinical.pin_memory()
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), clinical)
+
+
+def is_masks(targets: Tensor, images: Tensor) -> bool:
+    """Whether targets are maps, not classes: as many axes as the images (b, c, …), but for the channels."""
+    return targets.ndim == images.ndim - 1
 
 
 class Sampler(Protocol):

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
-import numpy as np
 import torch
 
 from models.dataset import Dataset, DatasetRow
@@ -24,8 +23,8 @@ from tasks.stores.packages import write_package, write_weights
 from tasks.train.checkpoint import Checkpoints
 from tasks.train.learner import Learner
 from tasks.train.loop import TERMINATED, Listener, Termination, fit
-from tasks.train.patches import Cases, ImageSampler, Opener, PatchSampler, Sampler
-from tasks.train.validate import ImageValidation, MaskValidation, choose_keep_largest, choose_threshold
+from tasks.train.patches import Cases, Opener
+from tasks.train.teaching import teaching_for
 
 PreparedKeys = Mapping[tuple[str, str], str]
 """(volume, label) → the prepared case's key."""
@@ -58,14 +57,14 @@ def train(
     if not rows:
         raise NothingToDoError("the dataset has no training case", where=dataset.name, hint="ingest labelled studies")
     device = choose_device(plan.train.device)
-    cases = _cases(prepared, prepared_keys, rows)
-    validation = _validation(plan, _cases(prepared, prepared_keys, judged), judged, device) if judged else None
-    learner, termination = Learner(plan, device), Termination(cancel)
+    teaching, cases = teaching_for(plan), _cases(prepared, prepared_keys, rows)
+    validation = teaching.validation(_cases(prepared, prepared_keys, judged), judged, device) if judged else None
+    learner, termination = Learner(plan, device, teaching.objective(device)), Termination(cancel)
     checkpoints = Checkpoints(workspace / _CHECKPOINTS, f"{key}.{plan.key}")
-    fit(learner, _sampler(plan, cases, rows), validation, checkpoints, on_event=on_event, termination=termination)
+    fit(learner, teaching.sampler(cases, rows), validation, checkpoints, on_event=on_event, termination=termination)
     network = learner.final()
     with termination.listening(), _leaving():
-        threshold, kept = _threshold(learner, recipe, validation, termination), _kept(learner, validation, termination)
+        choices = teaching.choose(learner, recipe, validation, termination)
     staged.mkdir(parents=True, exist_ok=True)
     package = ModelPackage(
         key=key,
@@ -75,8 +74,10 @@ def train(
         weights_sha256=write_weights(staged, network.state_dict()),
         training=_record(learner, validated=validation is not None),
         environment=_environment(code),
-        threshold=threshold,
-        keep_largest=kept,
+        threshold=choices.threshold,
+        thresholds=choices.thresholds,
+        keep_largest=choices.keep_largest,
+        temperature=choices.temperature,
         fingerprint=fingerprint.model_dump(mode="json") if fingerprint else {},
     )
     write_package(staged, package)
@@ -106,53 +107,6 @@ def _cases(prepared: Opener, keys: PreparedKeys, rows: Sequence[DatasetRow]) -> 
     return Cases(prepared, [keys[row.volume, row.label] for row in rows])
 
 
-def _sampler(plan: Plan, cases: Cases, rows: Sequence[DatasetRow]) -> Sampler:
-    train = plan.train
-    if plan.kind == "segmentation":
-        return PatchSampler(cases, train.patch_size, train.oversample_foreground, plan.seed)
-    return ImageSampler(cases, tuple(row.target for row in rows), train.class_balance, plan.seed)
-
-
-def _validation(
-    plan: Plan, cases: Cases, rows: Sequence[DatasetRow], device: torch.device
-) -> MaskValidation | ImageValidation:
-    if plan.kind == "segmentation":
-        return MaskValidation(cases, plan, device)
-    return ImageValidation(cases, tuple(row.target for row in rows), plan, device)
-
-
-def _precision(learner: Learner) -> Literal["fp32", "bf16"]:
-    return learner.execution.precision if learner.execution else "fp32"
-
-
-def _threshold(
-    learner: Learner, recipe: Recipe, validation: MaskValidation | ImageValidation | None, stop: Termination
-) -> float | None:
-    """Of a binary classification: given by the recipe, or chosen on the validation split."""
-    plan = learner.plan
-    if plan.kind != "classification" or len(plan.classes) != 2:
-        return None
-    if recipe.evaluate.threshold != "auto":
-        return float(recipe.evaluate.threshold)
-    if not isinstance(validation, ImageValidation):
-        return 0.5
-    positive = plan.classes.index(recipe.evaluate.positive) if recipe.evaluate.positive in plan.classes else 1
-    scores = validation.probabilities(learner.average, _precision(learner), stop)[:, positive]
-    return choose_threshold(scores, np.asarray(validation.targets) == positive)
-
-
-def _kept(learner: Learner, validation: MaskValidation | ImageValidation | None, stop: Termination) -> tuple[str, ...]:
-    """The classes of which only the largest component is kept."""
-    plan = learner.plan
-    if plan.kind != "segmentation" or not plan.infer.keep_largest:
-        return ()
-    if plan.infer.keep_largest is True:
-        return plan.classes
-    if not isinstance(validation, MaskValidation):
-        return ()
-    return choose_keep_largest(validation, learner.average, _precision(learner), stop)
-
-
 def _record(learner: Learner, *, validated: bool) -> TrainingRecord:
     position = learner.position
     notes = () if validated else ("no validation case: the last weights were taken, unjudged",)
@@ -162,7 +116,7 @@ def _record(learner: Learner, *, validated: bool) -> TrainingRecord:
         seconds=position.seconds,
         stopped_by=cast(Literal["epochs", "minutes", "patience"], position.stopped_by),
         device=_device_name(learner.device),
-        precision=_precision(learner),
+        precision=learner.precision,
         batch_size=position.batch_size,
         parameters=learner.parameters,
         best_metric=position.best_metric or 0.0,

@@ -19,6 +19,7 @@ def dataset_row(patient: str, **changes: object) -> dict[str, object]:
         "target": -1,
     }
     row |= {f"shape_{a}": 4 for a in "zyx"} | {f"spacing_{a}": 1.0 for a in "zyx"}
+    row |= {"channels": (), "classes": (), "clinical": (), "synthetic": False}
     return row | changes
 
 

@@ -1,0 +1,151 @@
+"""What to learn and how: one typed, versioned TOML file.
+
+Everything but `name`, `kind`, the images' modality and the labels' source has a default that works.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from typing import Any, Literal, Self, get_args
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from models.errors import RecipeError
+from models.hashing import content_key
+from models.recipe.applying import Code, Coded, Deliver, Detection, Evaluate, Infer, Promote, Synthesis, Synthetic
+from models.recipe.base import Auto, Kind, Part, Share, Size, SpacingMm
+from models.recipe.images import Channel, Clinical, Images, Pictured, Selection, Variable
+from models.recipe.labels import LabelClass, Labels, LabelSourceName, Split
+from models.recipe.learning import Augment, Loss, Network, Nights, Start, Train
+from models.recipe.preprocess import Clahe, FilterStep, Median, NormalisationName, Preprocess, Wavelet, Window
+
+__all__ = [
+    "Augment",
+    "Auto",
+    "Channel",
+    "Clahe",
+    "Clinical",
+    "Code",
+    "Coded",
+    "Deliver",
+    "Detection",
+    "Evaluate",
+    "FilterStep",
+    "Images",
+    "Infer",
+    "Kind",
+    "LabelClass",
+    "LabelSourceName",
+    "Labels",
+    "Loss",
+    "Median",
+    "Network",
+    "Nights",
+    "NormalisationName",
+    "Pictured",
+    "Preprocess",
+    "Promote",
+    "Recipe",
+    "Selection",
+    "Share",
+    "Size",
+    "SpacingMm",
+    "Split",
+    "Start",
+    "Synthesis",
+    "Synthetic",
+    "Train",
+    "Variable",
+    "Wavelet",
+    "Window",
+]
+
+
+class Recipe(Part):
+    """One model: what it learns from, how, and when it may serve."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    kind: Kind
+    version: Literal[1] = 1
+    seed: int = 0
+    images: Images
+    labels: Labels
+    clinical: Clinical = Clinical()
+    synthetic: Synthetic | None = None
+    split: Split = Split()
+    preprocess: Preprocess = Preprocess()
+    network: Network = Network()
+    train: Train = Train()
+    augment: Augment = Augment()
+    start: Start = Start()
+    nights: Nights = Nights()
+    detection: Detection = Detection()
+    synthesis: Synthesis = Synthesis()
+    infer: Infer = Infer()
+    evaluate: Evaluate = Evaluate()
+    promote: Promote = Promote()
+    deliver: Deliver = Deliver()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        masks = self.kind in ("segmentation", "detection")
+        if masks and self.labels.source == "CSV":
+            raise ValueError(f"labels.source: {self.kind} learns from SEG, RTSTRUCT or NIfTI; CSV holds classes")
+        if not masks and self.labels.source != "CSV":
+            raise ValueError(f"labels.source: {self.kind} learns from CSV labels (`nocturne labels import`)")
+        if self.labels.regions and self.kind != "segmentation":
+            raise ValueError("labels.regions: only a segmentation has regions")
+        if self.kind != "classification" and (self.labels.several or self.labels.of == "patient"):
+            raise ValueError("labels.several and labels.of are for a classification")
+        if self.kind != "classification" and (self.clinical.variables or self.synthetic):
+            raise ValueError("clinical and synthetic are for a classification")
+        return self
+
+    @classmethod
+    def parse(cls, text: str, *, where: str = "recipe") -> Self:
+        """Read TOML. Raises RecipeError naming each bad key and, for an unknown one, the nearest known key."""
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"not valid TOML: {error}", where=where) from None
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise RecipeError("; ".join(_explain(e) for e in error.errors()), where=where) from None
+
+    @property
+    def key(self) -> str:
+        """Content hash: two recipes that mean the same have the same key."""
+        return content_key("recipe", self.model_dump(mode="json"))
+
+    @property
+    def learning_key(self) -> str:
+        """As `key`, over what shapes the weights alone: judging or delivering otherwise does not train again."""
+        return content_key("learning", self.model_dump(mode="json", exclude={"evaluate", "promote", "deliver"}))
+
+
+def _explain(error: Any) -> str:
+    place = [str(p) for p in error["loc"]]
+    dotted = ".".join(place)
+    if error["type"] != "extra_forbidden":
+        message = str(error["msg"]).removeprefix("Value error, ")
+        return f"{dotted}: {message}" if dotted else message
+    known = _known_keys(place[:-1])
+    near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
+    return f"unknown key {dotted!r}" + (f": did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}")
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    """The keys that the recipe knows at `path`; indices and union tags on the way are skipped."""
+    models: list[type[BaseModel]] = [Recipe]
+    for part in path:
+        inner = [m for model in models for m in _models_in(getattr(model.model_fields.get(part), "annotation", None))]
+        models = inner or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -1,0 +1,85 @@
+"""How a model is applied, judged, promoted, and how its results are written."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from models.recipe.base import Auto, Part
+
+
+class Infer(Part):
+    """How the model is applied."""
+
+    overlap: float = Field(0.5, ge=0, lt=1, description="share of a tile that the next one covers again")
+    mirror: bool = Field(False, description="average over mirrored copies (test-time augmentation)")
+    keep_largest: Auto | bool = Field("auto", description="largest component per class, if validation Dice rises")
+    calibrate: bool = Field(True, description="scale the logits by a temperature chosen on validation (Guo 2017)")
+    ensemble: tuple[str, ...] = Field((), description="other recipes whose champions are averaged with this model")
+
+
+class Evaluate(Part):
+    """How the test split is judged."""
+
+    surface_tolerance_mm: float = Field(2.0, gt=0)
+    bootstrap: int = Field(2000, ge=100)
+    threshold: Auto | float = Field("auto", description="classification: chosen on validation, or given")
+    positive: str | None = Field(None, description="binary classification: the positive class (default: the last)")
+
+
+class Promote(Part):
+    """When a new model may serve."""
+
+    metric: Literal["auto", "dice", "auc", "froc", "average_precision"] = "auto"
+    floor: float = Field(0.0, description="the first champion's least value of the metric")
+    margin: float = Field(0.0, ge=0, description="how much worse the paired 95 % interval's lower end may be")
+
+
+class Code(Part):
+    """A coded concept (PS3.3 8.8), SNOMED CT unless said otherwise."""
+
+    value: str = Field(min_length=1, max_length=16)
+    meaning: str = Field(min_length=1, max_length=64)
+    scheme: str = Field("SCT", min_length=1, max_length=16)
+
+
+class Coded(Part):
+    """What a class is, for those who read results: its property type, and its category (default: anatomical)."""
+
+    type: Code
+    category: Code = Code(value="123037004", meaning="Anatomical structure")
+
+
+class Deliver(Part):
+    """How results are written. Classes without codes are sent as tissue under their own label."""
+
+    codes: dict[str, Coded] = Field({}, description="per class, by its name")
+    min_confidence: float = Field(0.0, ge=0, le=1, description="below this a structure or class is not reported")
+
+
+class Detection(Part):
+    """Lesions as boxes with a confidence; the truth are the components of the masks."""
+
+    method: Literal["auto", "components", "retinanet"] = Field(
+        "auto", description="components of a segmentation, or a one-stage detector"
+    )
+    min_volume_ml: float = Field(0.0, ge=0, description="smaller lesions do not count, neither true nor found")
+    hit: Literal["centre", "iou"] = Field("centre", description="found: its centre lies in the lesion, or they overlap")
+    hit_iou: float = Field(0.1, gt=0, le=1)
+    most: int = Field(50, ge=1, description="lesions reported in one image at most")
+
+
+class Synthesis(Part):
+    """A generator and a discriminator that make images of a class."""
+
+    loss: Literal["hinge", "wgan-gp"] = "hinge"
+    latent: int = Field(64, ge=8, description="numbers that an image is made from")
+    discriminator_steps: int = Field(2, ge=1, description="for each step of the generator")
+
+
+class Synthetic(Part):
+    """Images that a synthesis recipe's champion adds to the training split, marked as synthetic."""
+
+    source: str = Field(description="the synthesis recipe's name")
+    per_class: dict[str, int] = Field(description="how many, by class")

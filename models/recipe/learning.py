@@ -1,0 +1,130 @@
+"""How a model learns: network, budget and optimisation, augmentation, and where it starts from."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from models.recipe.base import Auto, Part, Share, Size
+
+Loss = Literal["auto", "dice_ce", "ce", "focal", "dice_focal", "tversky", "dice_ce_boundary", "bce", "dice_bce"]
+
+
+class Network(Part):
+    """Which network; "auto" chooses by kind and shape."""
+
+    name: str = "auto"
+    dimensions: Auto | Literal[2, 3] = "auto"
+    features: Auto | tuple[int, ...] = Field("auto", description="channels per level")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    stochastic_depth: float = Field(0.0, ge=0, lt=1, description="chance that the last residual unit is skipped")
+
+
+class Train(Part):
+    """The budget and the optimisation. Give `minutes` or `epochs`; with both, the first reached ends it."""
+
+    minutes: float | None = Field(None, gt=0)
+    epochs: int | None = Field(None, ge=1)
+    steps_per_epoch: Auto | int = "auto"
+    batch_size: Auto | int = "auto"
+    patch_size: Auto | Size = "auto"
+    optimiser: Literal["auto", "sgd", "adamw"] = "auto"
+    learning_rate: Auto | float = "auto"
+    weight_decay: Auto | float = "auto"
+    schedule: Literal["auto", "poly", "cosine", "constant"] = "auto"
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of the budget over which the rate rises")
+    loss: Loss = "auto"
+    class_weights: Auto | tuple[float, ...] = Field(
+        (), description="weights of the classes in the loss (masks: background first); auto: by their rarity"
+    )
+    tversky: tuple[float, float] = Field(
+        (0.3, 0.7), description="loss = tversky: weights of false positives and of false negatives"
+    )
+    class_balance: bool = Field(True, description="classification: sample the classes equally often")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0, description="classification: alpha of mixup's Beta distribution; 0: none")
+    cutmix: float = Field(0.0, ge=0, description="classification: alpha of cutmix's Beta distribution; 0: none")
+    clip: float = Field(12.0, gt=0, description="gradient norm")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights; 0: none")
+    oversample_foreground: float = Field(0.33, ge=0, le=1)
+    deep_supervision: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Auto | bool = "auto"
+    patience: int | None = Field(None, ge=1, description="validations without progress after which training stops")
+    validations: int = Field(20, ge=1, description="about how many times to validate over the budget")
+    checkpoint_minutes: float = Field(1.0, gt=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    folds: int = Field(
+        1,
+        ge=1,
+        le=10,
+        description="models on parts of the training patients, applied together; they share the budget",
+    )
+
+    @property
+    def limit_minutes(self) -> float | None:
+        """The time budget: `minutes`, or an hour where the recipe gives neither minutes nor epochs."""
+        return 60.0 if self.minutes is None and self.epochs is None else self.minutes
+
+
+class Augment(Part):
+    """Probabilities and ranges, nnU-Net's by default; 0 switches one off."""
+
+    rotation: Share = 0.2
+    rotation_degrees: float = Field(30.0, ge=0, le=180)
+    scaling: Share = 0.2
+    scaling_range: tuple[float, float] = (0.7, 1.4)
+    shift: Share = 0.0
+    shift_fraction: float = Field(0.1, ge=0, le=0.5, description="of the patch, per axis")
+    elastic: Share = 0.0
+    elastic_magnitude: float = Field(3.0, ge=0, description="voxels")
+    flip: tuple[Literal["z", "y", "x"], ...] | Auto = "auto"
+    noise: Share = 0.1
+    noise_variance: float = Field(0.1, ge=0)
+    blur: Share = 0.2
+    blur_sigma: tuple[float, float] = (0.5, 1.0)
+    brightness: Share = 0.15
+    brightness_range: tuple[float, float] = (0.75, 1.25)
+    contrast: Share = 0.15
+    contrast_range: tuple[float, float] = (0.75, 1.25)
+    low_resolution: Share = 0.25
+    low_resolution_range: tuple[float, float] = (0.5, 1.0)
+    gamma: Share = 0.3
+    gamma_inverted: Share = 0.1
+    gamma_range: tuple[float, float] = (0.7, 1.5)
+
+
+class Start(Part):
+    """Where the weights come from, and how much of the old a fine-tuned model sees again."""
+
+    source: Literal["scratch", "weights", "champion", "pretraining"] = Field(
+        "scratch", description="fresh weights, a file, the model that serves now, or the unlabelled images"
+    )
+    weights: str | None = Field(None, description="safetensors, or a torch checkpoint (read without running code)")
+    sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="the file's digest, so that the recipe says what it started from",
+    )
+    rate: float = Field(0.1, gt=0, le=1, description="share of the usual learning rate")
+    budget: float = Field(1 / 3, gt=0, le=1, description="champion: share of the usual budget")
+    replay: Share = Field(0.5, description="champion: share of the cases drawn that it has learnt from before")
+    pretraining: Literal["masked", "contrastive"] = Field(
+        "masked", description="hidden patches are filled in, or two views of one patch recognise each other"
+    )
+    pretraining_share: float = Field(0.3, gt=0, lt=1, description="of the budget, on the unlabelled images")
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if (self.source == "weights") != bool(self.weights) or bool(self.weights) != bool(self.sha256):
+            raise ValueError('weights and sha256 are given together, with source = "weights"')
+        return self
+
+
+class Nights(Part):
+    """What a night keeps of the nights before."""
+
+    plan: Literal["every-night", "on-drift", "keep"] = Field(
+        "every-night", description="when the plan is made anew: always, when the data has drifted from it, or never"
+    )

@@ -1,0 +1,74 @@
+"""How each kind of model is judged and compared. A kind is added by one module and one entry in `JUDGES`.
+
+A judge's module has `judge` and `compare`, as the protocols say.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import pandas as pd
+
+from models.dataset import Dataset, DatasetRow
+from models.evaluation import Comparison, Evaluation, Picture
+from models.package import ModelPackage
+from models.recipe import Kind
+from tasks.imaging.predictor import Predictor
+from tasks.progress import Stage
+from tasks.stores.house import Stores
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Figures, per-case table and pictures of one run."""
+
+    evaluation: Evaluation
+    cases: pd.DataFrame
+    pictures: tuple[Picture, ...]
+
+
+class Judge(Protocol):
+    """Judges a package on test cases."""
+
+    def __call__(
+        self,
+        stores: Stores,
+        package: ModelPackage,
+        predictor: Predictor,
+        dataset: Dataset,
+        rows: tuple[DatasetRow, ...],
+        running: Stage,
+    ) -> Judged:
+        """Advance `running` by one for each of `rows`."""
+        ...
+
+
+class Compare(Protocol):
+    """Paired differences from the per-case tables of champion and challenger."""
+
+    def __call__(
+        self, champion_cases: pd.DataFrame, challenger_cases: pd.DataFrame, champion: Evaluation, challenger: Evaluation
+    ) -> Comparison:
+        """Challenger minus champion."""
+        ...
+
+
+JUDGES: Final[Mapping[Kind, str]] = {
+    "segmentation": "tasks.evaluate.judging.segmentation",
+    "classification": "tasks.evaluate.judging.classification",
+}
+
+
+def judge_for(kind: Kind) -> Judge:
+    """The kind's judge."""
+    judge: Judge = importlib.import_module(JUDGES[kind]).judge
+    return judge
+
+
+def comparison_for(kind: Kind) -> Compare:
+    """How two versions of the kind are compared."""
+    compare: Compare = importlib.import_module(JUDGES[kind]).compare
+    return compare

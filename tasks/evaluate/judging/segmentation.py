@@ -1,0 +1,70 @@
+"""Masks on whole test images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from models.dataset import Dataset, DatasetRow
+from models.evaluation import Comparison, Evaluation, SegmentationCase
+from models.package import ModelPackage
+from models.schemas import CASE_METRICS_SEGMENTATION, check
+from tasks.evaluate.comparison import compare_segmentation
+from tasks.evaluate.judging import Judged
+from tasks.evaluate.segmentation import SegmentationSample, evaluate_segmentation
+from tasks.imaging.masks import label_map
+from tasks.imaging.predictor import Predictor
+from tasks.progress import Stage
+from tasks.stores.house import Stores
+
+
+def judge(
+    stores: Stores,
+    package: ModelPackage,
+    predictor: Predictor,
+    dataset: Dataset,
+    rows: tuple[DatasetRow, ...],
+    running: Stage,
+) -> Judged:
+    """Dice and its kin, case by case."""
+    classes = package.recipe.labels.meaning(dataset.classes)
+
+    def samples() -> Iterator[SegmentationSample]:
+        for row in rows:
+            volume = stores.volumes.open(row.volume).read()
+            truth = label_map(stores.volumes.open_mask(row.label).read(), classes, package.recipe.labels.fraction)
+            found = predictor.segment(volume.array, volume.geometry)
+            image = volume.array if volume.channels > 1 else volume.array[np.newaxis]
+            yield SegmentationSample(
+                row.patient, row.volume, image.astype(np.float32), truth, found.labels, volume.geometry
+            )
+
+    def told(case: SegmentationCase) -> None:
+        running.advance(note=f"Dice {case.dice:.3f}")
+
+    asked = package.recipe.evaluate
+    evaluation, frame, pictures = evaluate_segmentation(
+        samples(),
+        dataset.classes,
+        package=package.key,
+        dataset=dataset.key,
+        surface_tolerance_mm=asked.surface_tolerance_mm,
+        bootstrap=asked.bootstrap,
+        on_case=told,
+    )
+    return Judged(evaluation, check(frame, CASE_METRICS_SEGMENTATION, where="evaluation"), tuple(pictures))
+
+
+def compare(
+    champion_cases: pd.DataFrame, challenger_cases: pd.DataFrame, champion: Evaluation, challenger: Evaluation
+) -> Comparison:
+    """Paired differences on the same test patients."""
+    return compare_segmentation(
+        champion_cases,
+        challenger_cases,
+        dataset=challenger.dataset,
+        champion_key=champion.package,
+        challenger_key=challenger.package,
+    )

@@ -1,0 +1,31 @@
+"""A package on one image, by its kind. A kind is added by one function and one entry in `APPLIED`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from models.recipe import Kind
+from models.volume import Volume
+from tasks.imaging.predictor import Predictor
+from tasks.predict.findings import Finding, as_mask, classes, structures
+from tasks.stores.house import Stores
+
+Apply = Callable[[Stores, Predictor, Volume, str], tuple[Finding, ...]]
+
+
+def segment(stores: Stores, predictor: Predictor, volume: Volume, key: str) -> tuple[Finding, ...]:
+    """Write the mask under `key`, and measure its structures."""
+    found = predictor.segment(volume.array, volume.geometry)
+    names = predictor.package.plan.classes
+    stores.volumes.write_mask(key, as_mask(found.labels, names, volume.geometry))
+    return structures(found.labels, volume.geometry, names, found.confidence)
+
+
+def classify(stores: Stores, predictor: Predictor, volume: Volume, key: str) -> tuple[Finding, ...]:
+    """A probability for each class."""
+    return classes(predictor.classify(volume.array, volume.geometry), predictor.package)
+
+
+APPLIED: Final[Mapping[Kind, Apply]] = {"segmentation": segment, "classification": classify}
+"""(stores, predictor, volume, the prediction's key) → what is found."""

@@ -1,0 +1,66 @@
+"""What each kind of model needs of its training: which batches, judged by what, and what is chosen once it is over.
+
+The loop is the same for all. A kind is added by one module and one entry in `TEACHINGS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import torch
+
+from models.dataset import DatasetRow
+from models.plan import Plan
+from models.recipe import Kind, Recipe
+from tasks.train.learner import Learner
+from tasks.train.loop import Termination, Validation
+from tasks.train.objective import Objective
+from tasks.train.patches import Cases, Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What is chosen on the validation split once training is over; goes into the package."""
+
+    threshold: float | None = None
+    thresholds: tuple[float, ...] = ()
+    keep_largest: tuple[str, ...] = ()
+    temperature: float = 1.0
+
+
+class Teaching(Protocol):
+    """One kind's share of a training."""
+
+    def sampler(self, cases: Cases, rows: Sequence[DatasetRow]) -> Sampler:
+        """Draws the training batches. `rows` are the cases', in their order."""
+        ...
+
+    def validation(self, cases: Cases, rows: Sequence[DatasetRow], device: torch.device) -> Validation:
+        """Judges the network between steps."""
+        ...
+
+    def objective(self, device: torch.device) -> Objective:
+        """(logits or a list of them, targets) → scalar."""
+        ...
+
+    def choose(
+        self, learner: Learner, recipe: Recipe, validation: Validation | None, cancelled: Termination
+    ) -> Choices:
+        """With the final weights. `validation` is None without validation cases. Raises InterruptedError."""
+        ...
+
+
+TEACHINGS: Final[Mapping[Kind, str]] = {
+    "segmentation": "tasks.train.teaching.segmentation:MaskTeaching",
+    "classification": "tasks.train.teaching.classification:ImageTeaching",
+}
+
+
+def teaching_for(plan: Plan) -> Teaching:
+    """The plan's kind's."""
+    module, name = TEACHINGS[plan.kind].split(":")
+    teaching: Teaching = getattr(importlib.import_module(module), name)(plan)
+    return teaching
