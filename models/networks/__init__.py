@@ -28,13 +28,27 @@ __all__ = ["NETWORKS", "Entry", "build", "entry_for"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One network: who builds it (`module:function`), and what it can do."""
+    """One network: who builds it (`module:function`), and what it can do.
+
+    `own_widths` and `own_strides` are for networks whose shape is published rather than planned: the channels per
+    level that `network.features = "auto"` takes, and the stride per level along every axis, whatever the plan's
+    strides are. The planner sizes patch and batch for them. `measured`: it does so by a trial forward pass; without,
+    by the arithmetic of `tasks.preprocess.topology`, which was made for these networks.
+    """
 
     builder: str
     kinds: frozenset[Kind]
     dimensions: frozenset[int]
     description: str
     deep_supervision: bool = False
+    dropout: bool = True  # honours plan.dropout
+    stochastic_depth: bool = False  # honours plan.stochastic_depth
+    own_widths: tuple[int, ...] = ()
+    own_strides: tuple[int, ...] = ()
+    positions: bool = False  # has position embeddings: needs plan.size, the patch that it is trained on
+    measured: bool = True
+    compiles: bool = True  # torch.compile works and changes nothing
+    package: str = ""  # the package that it needs besides PyTorch
 
 
 NETWORKS: dict[str, Entry] = {
@@ -44,6 +58,7 @@ NETWORKS: dict[str, Entry] = {
         frozenset({2, 3}),
         "small residual U-Net; the most for a budget of minutes",
         deep_supervision=True,
+        measured=False,
     ),
     "dynunet": Entry(
         "models.networks.dynunet:build_dynunet",
@@ -51,18 +66,22 @@ NETWORKS: dict[str, Entry] = {
         frozenset({2, 3}),
         "MONAI's DynUNet, nnU-Net's plain U-Net; for long trainings on a GPU",
         deep_supervision=True,
+        measured=False,
+        package="monai",
     ),
     "resnet": Entry(
         "models.networks.resnet:build_resnet",
         frozenset({"classification"}),
         frozenset({2, 3}),
         "residual classifier of ResNet-18's kind",
+        measured=False,
     ),
     "cnn": Entry(
         "models.networks.resnet:build_cnn",
         frozenset({"classification"}),
         frozenset({2, 3}),
         "plain convolutional classifier; small and quick",
+        measured=False,
     ),
 }
 
