@@ -11,6 +11,7 @@ from models.recipe import Augment, Detection, FilterStep, Kind, Loss, Start, Syn
 
 FloatTriple = tuple[float, float, float]
 IntTriple = tuple[int, int, int]
+Activation = Literal["softmax", "sigmoid"]
 
 
 class _Part(BaseModel):
@@ -204,9 +205,19 @@ class Plan(_Part):
     notes: tuple[str, ...] = ()  # what was decided and why, for the report
 
     @property
+    def segments(self) -> bool:
+        """Whether the network gives each voxel a class: a segmentation, or a detection made of one."""
+        return self.kind == "segmentation" or (self.kind == "detection" and self.detection.segments)
+
+    @property
     def key(self) -> str:
         """Content hash."""
         return content_key("plan", self.model_dump(mode="json"))
+
+    @property
+    def activation(self) -> Activation:
+        """What makes probabilities of the network's outputs: one alone is true, or each by itself."""
+        return "sigmoid" if self.regions or self.several else "softmax"
 
     def rows(self) -> list[tuple[str, Any]]:
         """(what, value) pairs for a table in the terminal, the report or an artifact."""
@@ -226,6 +237,7 @@ class Plan(_Part):
             ("filters", ", ".join(s.step for s in p.steps) or "none"),
             ("patch (z, y, x)", " × ".join(map(str, t.patch_size))),
             ("batch", t.batch_size),
+            ("loss", t.loss),
             ("optimiser", f"{t.optimiser}, {t.learning_rate:g}, {t.schedule}"),
             ("budget", budget),
         ]

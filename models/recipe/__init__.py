@@ -89,7 +89,7 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        masks = self.kind in ("segmentation", "detection")
+        masks = self.learns_masks
         if masks and self.labels.source == "CSV":
             raise ValueError(f"labels.source: {self.kind} learns from SEG, RTSTRUCT or NIfTI; CSV holds classes")
         if not masks and self.labels.source != "CSV":
@@ -113,6 +113,16 @@ class Recipe(Part):
             return cls.model_validate(data)
         except ValidationError as error:
             raise RecipeError("; ".join(_explain(e) for e in error.errors()), where=where) from None
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether the truth are masks, from which patches are cut."""
+        return self.kind in ("segmentation", "detection")
+
+    @property
+    def segments(self) -> bool:
+        """Whether the network gives each voxel a class: a segmentation, or a detection made of one."""
+        return self.kind == "segmentation" or (self.kind == "detection" and self.detection.segments)
 
     @property
     def key(self) -> str:

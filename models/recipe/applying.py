@@ -24,7 +24,9 @@ class Evaluate(Part):
 
     surface_tolerance_mm: float = Field(2.0, gt=0)
     bootstrap: int = Field(2000, ge=100)
-    threshold: Auto | float = Field("auto", description="classification: chosen on validation, or given")
+    threshold: Auto | float = Field(
+        "auto", description="two classes, and lesions: called from this probability on; chosen on validation, or given"
+    )
     positive: str | None = Field(None, description="binary classification: the positive class (default: the last)")
 
 
@@ -65,9 +67,16 @@ class Detection(Part):
         "auto", description="components of a segmentation, or a one-stage detector"
     )
     min_volume_ml: float = Field(0.0, ge=0, description="smaller lesions do not count, neither true nor found")
-    hit: Literal["centre", "iou"] = Field("centre", description="found: its centre lies in the lesion, or they overlap")
-    hit_iou: float = Field(0.1, gt=0, le=1)
-    most: int = Field(50, ge=1, description="lesions reported in one image at most")
+    hit: Literal["centre", "iou"] = Field(
+        "centre", description="when a lesion is found: a centre lies in it, or the boxes overlap"
+    )
+    hit_iou: float = Field(0.1, gt=0, le=1, description="hit = iou: the boxes' intersection over union from which on")
+    most: int = Field(50, ge=1, le=255, description="lesions reported in one image at most")
+
+    @property
+    def segments(self) -> bool:
+        """Whether the network gives each voxel a class, from which lesions are made."""
+        return self.method != "retinanet"
 
 
 class Synthesis(Part):
