@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from models.clinical import as_number, same_value
 from models.hashing import content_key
 from models.recipe import Augment, Detection, FilterStep, Kind, Loss, Start, Synthesis
 
 FloatTriple = tuple[float, float, float]
 IntTriple = tuple[int, int, int]
 Activation = Literal["softmax", "sigmoid"]
+
+_FAR = 5.0  # standard deviations
 
 
 class _Part(BaseModel):
@@ -71,6 +75,11 @@ class Fingerprint(_Part):
     crop_ratio: float
     class_counts: tuple[int, ...] = ()
     outliers: tuple[Outlier, ...] = ()
+    modalities: tuple[str, ...] = ()  # of the channels, where a case is made of several series
+
+    def modality_of(self, channel: int) -> str:
+        """The channel's modality, where channels have their own."""
+        return self.modalities[channel] if channel < len(self.modalities) else self.modality
 
 
 class Normalisation(_Part):
@@ -182,6 +191,25 @@ class VariablePlan(_Part):
     def width(self) -> int:
         """How many numbers it becomes."""
         return 1 + (len(self.values) if self.kind == "category" else 1)
+
+    def numbers(self, text: str) -> tuple[float, ...]:
+        """The numbers of one value; a category that training did not see, and what is no number, count as missing."""
+        if self.kind == "category":
+            places = (
+                [float(same_value(text, value)) for value in self.values] if text.strip() else [0.0] * len(self.values)
+            )
+            return (*places, float(not any(places)))
+        value = as_number(text)
+        if value is None:
+            return 0.0, 1.0
+        # A slip of the pen (7000 for 70.00) must not drown the image.
+        return max(-_FAR, min(_FAR, (value - self.mean) / self.std)), 0.0
+
+
+def clinical_numbers(variables: Sequence[VariablePlan], texts: Sequence[str]) -> tuple[float, ...]:
+    """What the network is told of one case; texts that are not there are missing."""
+    padded = [*texts, *[""] * (len(variables) - len(texts))]
+    return tuple(n for variable, text in zip(variables, padded, strict=True) for n in variable.numbers(text))
 
 
 class Plan(_Part):

@@ -11,6 +11,9 @@ from models.recipe.base import Part, Share, Texts
 
 LabelSourceName = Literal["SEG", "RTSTRUCT", "NIfTI", "CSV"]
 
+MOST_REGIONS = 8
+"""Regions of one model: a voxel of a region map holds a bit for each."""
+
 
 class LabelClass(Part):
     """One class of the model: segments or CSV values whose name or code matches (case-insensitive, * allowed)."""
@@ -40,7 +43,14 @@ class Labels(Part):
     regions: bool = Field(
         False, description="segmentation: classes may overlap (a tumour's core lies within the whole tumour); at most 8"
     )
-    several: bool = Field(False, description="classification: an image may show several classes, or none, at once")
+    several: bool = Field(
+        False,
+        description='classification: an image may show several classes ("effusion|nodule"), or none; without '
+        "`labels.classes`, every word seen in training is a class",
+    )
+    none: Texts = Field(
+        ("none", "normal", "no finding*"), description="several: words that say that an image shows none of the classes"
+    )
     of: Literal["series", "patient"] = Field(
         "series", description="classification: each series is a case, or all of a patient's series are one"
     )
@@ -48,6 +58,14 @@ class Labels(Part):
     def meaning(self, names: Sequence[str]) -> tuple[LabelClass, ...]:
         """The recipe's classes; where it gives none, each of `names` (a dataset's) means itself."""
         return self.classes or tuple(LabelClass.itself(name) for name in names)
+
+    @model_validator(mode="after")
+    def _few_regions(self) -> Self:
+        if self.regions and len(self.classes) > MOST_REGIONS:
+            raise ValueError(
+                f"regions: at most {MOST_REGIONS} may overlap, not {len(self.classes)}: name fewer classes"
+            )
+        return self
 
     @field_validator("classes", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Connected components of label maps (z, y, x)."""
+"""Connected components of label maps and region maps (z, y, x)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,24 @@ def keep_largest(labels: NDArray[np.uint8], classes: Iterable[int]) -> NDArray[n
         if value < 1 or value > len(boxes) or boxes[value - 1] is None:
             continue
         part = boxes[value - 1]
-        mask = labels[part] == value
-        numbered, sizes = components(mask)
-        if len(sizes) > 1:
-            kept[part][mask & (numbered != int(sizes.argmax()) + 1)] = 0
+        kept[part][_smaller(labels[part] == value)] = 0
     return kept
+
+
+def keep_largest_regions(regions: NDArray[np.uint8], bits: Iterable[int]) -> NDArray[np.uint8]:
+    """As `keep_largest`, for a map whose bit i is region i: each of `bits` keeps its largest component."""
+    kept = regions.copy()
+    for bit in set(bits):
+        value = np.uint8(1 << bit)
+        mask = (regions & value) > 0
+        for part in ndimage.find_objects(mask):
+            kept[part][_smaller(mask[part])] &= ~value
+    return kept
+
+
+def _smaller(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """All components but the largest."""
+    numbered, sizes = components(mask)
+    if len(sizes) < 2:
+        return np.zeros_like(mask)
+    return mask & (numbered != int(sizes.argmax()) + 1)

@@ -1,35 +1,95 @@
-"""From structures that may overlap to one label map."""
+"""From structures that may overlap to one map of numbers, and back to where each class is.
+
+A label map holds one class a voxel: 0 background, i + 1 the i-th class. A region map holds several: bit i is set where
+the i-th class is. Both are (z, y, x) uint8, and both survive any nearest-neighbour transform.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from models.errors import LabelError
 from models.recipe import LabelClass
+from models.recipe.labels import MOST_REGIONS
 from models.volume import Mask, Segment
 
 MOST_CLASSES = 255
 
+Box = tuple[slice, slice, slice]
+Map = NDArray[np.uint8]
 
-def label_map(mask: Mask, classes: tuple[LabelClass, ...], fraction: float) -> NDArray[np.uint8]:
+
+def label_map(mask: Mask, classes: Sequence[LabelClass], fraction: float) -> Map:
     """(z, y, x) uint8: 0 background, i + 1 where a segment of `classes[i]` fills at least `fraction` of the voxel.
 
     Later classes lie over earlier ones. Raises LabelError where no segment is of any class.
     """
     if len(classes) > MOST_CLASSES:
         raise LabelError(f"a label map holds {MOST_CLASSES} classes, not {len(classes)}")
-    threshold = max(1, int(np.ceil(fraction * 255 - 1e-9)))
     labels = np.zeros(mask.geometry.shape, np.uint8)
+    for index, inside in _found(mask, classes, fraction):
+        labels[inside] = index + 1
+    return labels
+
+
+def region_map(mask: Mask, classes: Sequence[LabelClass], fraction: float) -> Map:
+    """(z, y, x) uint8: bit i is set where any segment of `classes[i]` fills at least `fraction` of the voxel.
+
+    Classes may overlap, and one segment may belong to several of them. Raises LabelError as `label_map` does.
+    """
+    if len(classes) > MOST_REGIONS:
+        raise LabelError(f"a region map holds {MOST_REGIONS} regions, not {len(classes)}")
+    regions = np.zeros(mask.geometry.shape, np.uint8)
+    for index, inside in _found(mask, classes, fraction):
+        regions[inside] |= np.uint8(1 << index)
+    return regions
+
+
+def map_of(mask: Mask, classes: Sequence[LabelClass], fraction: float, *, regions: bool) -> Map:
+    """A region map, or a label map."""
+    return (region_map if regions else label_map)(mask, classes, fraction)
+
+
+def inside(labels: Map, index: int, *, regions: bool) -> NDArray[np.bool_]:
+    """Where the class `index` (from 0) is."""
+    return (labels & np.uint8(1 << index)) > 0 if regions else labels == index + 1
+
+
+def boxes(labels: Map, classes: int, *, regions: bool) -> list[Box | None]:
+    """Each class's bounding box, None where it is nowhere."""
+    if not regions:
+        found: list[Box | None] = ndimage.find_objects(labels, max_label=classes)
+        return found
+    return [_only(ndimage.find_objects(inside(labels, index, regions=True))) for index in range(classes)]
+
+
+def sizes(labels: Map, classes: int, *, regions: bool) -> list[int]:
+    """Each class's voxels."""
+    counts = np.bincount(labels.ravel(), minlength=MOST_CLASSES + 1)
+    if not regions:
+        return [int(n) for n in counts[1 : classes + 1]]
+    values = np.arange(len(counts))
+    return [int(counts[(values >> index & 1) > 0].sum()) for index in range(classes)]
+
+
+def _only(found: list[Box | None]) -> Box | None:
+    return found[0] if found else None
+
+
+def _found(mask: Mask, classes: Sequence[LabelClass], fraction: float) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """(class, where it is) of each segment of each class, in the classes' order. Raises LabelError without any."""
+    threshold = max(1, int(np.ceil(fraction * 255 - 1e-9)))
     found = False
-    for value, wanted in enumerate(classes, start=1):
+    for index, wanted in enumerate(classes):
         for occupancy, segment in zip(mask.occupancy, mask.segments, strict=True):
             if belongs(segment, wanted):
                 found = True
-                labels[occupancy >= threshold] = value
+                yield index, occupancy >= threshold
     if not found:
         there = ", ".join(sorted({s.name for s in mask.segments})) or "none"
         raise LabelError(
@@ -37,7 +97,6 @@ def label_map(mask: Mask, classes: tuple[LabelClass, ...], fraction: float) -> N
             hint="add the structures' names to the classes' `match` in the recipe",
             reason="no-such-structure",
         )
-    return labels
 
 
 def belongs(segment: Segment, wanted: LabelClass) -> bool:

@@ -15,17 +15,17 @@ from models.errors import PackageError
 from models.geometry import Geometry
 from models.networks import build
 from models.package import ModelPackage
-from tasks.imaging.components import keep_largest
+from tasks.imaging.components import keep_largest, keep_largest_regions
 from tasks.imaging.device import Precision, choose_device, memory_told
 from tasks.imaging.prepare import prepare_image
-from tasks.imaging.restore import Restorer
+from tasks.imaging.restore import EachAlone, Likeliest, Restorer
 from tasks.imaging.sliding import class_probabilities, sliding_bands
 from tasks.imaging.streamed import WHOLE_BYTES, prepared_planes
 
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """`labels` (z, y, x) uint8 on the image's own grid: 0 background, i + 1 the plan's i-th class.
+    """`labels` (z, y, x) uint8 on the image's own grid: 0 background, i + 1 the plan's i-th class; bits, of regions.
 
     `confidence` holds, per class, the mean probability of the voxels that were given to it; 0 where there are none.
     """
@@ -67,19 +67,23 @@ class Predictor:
         plan = self.package.plan
         with memory_told(self.package.key):
             prepared, layout = prepared_planes(array, geometry, plan.prepare, whole_bytes=self.whole_bytes)
-            restorer = Restorer(layout.target, layout.crop, geometry)
+            decision = EachAlone() if plan.regions else Likeliest()
+            restorer = Restorer(layout.target, layout.crop, geometry, decision=decision)
             for first, probabilities in sliding_bands(
                 self.network,
                 prepared,
                 plan.infer.tile,
                 plan.infer.overlap,
                 mirror_axes=plan.infer.mirror_axes,
+                activation=plan.activation,
                 precision=self.precision,
                 device=self.device,
             ):
                 restorer.take(first, probabilities.numpy())
-        kept = [i + 1 for i, name in enumerate(plan.classes) if name in self.package.keep_largest]
-        labels = keep_largest(restorer.labels, kept) if kept else restorer.labels
+        kept = [i for i, name in enumerate(plan.classes) if name in self.package.keep_largest]
+        labels = restorer.labels
+        if kept:
+            labels = keep_largest_regions(labels, kept) if plan.regions else keep_largest(labels, [i + 1 for i in kept])
         return Segmentation(labels, restorer.confidence(len(plan.classes)))
 
     def classify(self, array: NDArray[Any], geometry: Geometry) -> NDArray[np.float32]:
@@ -90,4 +94,7 @@ class Predictor:
         if plan.network.dimensions == 2:
             images = images[:, :, 0]
         with memory_told(self.package.key):
-            return class_probabilities(self.network, images, plan.infer.mirror_axes, self.precision)[0].cpu().numpy()
+            found = class_probabilities(
+                self.network, images, plan.infer.mirror_axes, self.precision, activation=plan.activation
+            )
+            return found[0].cpu().numpy()

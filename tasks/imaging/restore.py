@@ -1,10 +1,10 @@
-"""From class probabilities on the prepared grid back to a label map on the image's own grid, while they come in."""
+"""From class probabilities on the prepared grid back to labels on the image's own grid, while they come in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,24 +26,32 @@ _SAME = 1e-3
 class Restorer:
     """Takes probabilities from the first prepared slice to the last; holds those alone that interpolation still needs.
 
-    They are interpolated linearly (nnU-Net's rule), and `labels` (z, y, x) uint8 gets the likeliest class of each voxel
-    of `original`: 0 is the background, and what lies outside the crop.
+    They are interpolated linearly (nnU-Net's rule), and `labels` (z, y, x) uint8 gets what `decision` makes of them at
+    each voxel of `original` (by default the likeliest class); 0 is the background, and what lies outside the crop.
     """
 
-    def __init__(self, prepared: Geometry, crop: Box, original: Geometry, *, slab_bytes: int = SLAB_BYTES) -> None:
+    def __init__(
+        self,
+        prepared: Geometry,
+        crop: Box,
+        original: Geometry,
+        *,
+        decision: Decision | None = None,
+        slab_bytes: int = SLAB_BYTES,
+    ) -> None:
         self.labels = np.zeros(original.shape, np.uint8)
+        self._decision = decision or Likeliest()
         self._prepared, self._slab_bytes = prepared, slab_bytes
         self._same = prepared.same_grid(original, tolerance=_SAME)
         inside = box_slices(crop)
         self._goal, self._grid = self.labels[inside], original.cropped(inside)
         self._held = _Held()
         self._waiting: list[_Slab] | None = None
-        self._sums, self._counts = np.zeros(256), np.zeros(256, np.int64)
 
     def take(self, first: int, probabilities: Float32) -> None:
         """(k, n, y, x), from prepared slice `first` on; it may be overwritten afterwards."""
         if self._same:
-            self._note(self.labels[first : first + probabilities.shape[1]], likeliest(iter(probabilities)))
+            self.labels[first : first + probabilities.shape[1]] = self._decision.take(iter(probabilities))
             return
         if self._waiting is None:
             self._waiting = list(_slabs(self._grid, self._prepared, self._slab_bytes, len(probabilities)))
@@ -55,24 +63,75 @@ class Restorer:
 
     def confidence(self, classes: int) -> tuple[float, ...]:
         """Per class 1 … `classes`, the mean probability of the voxels that were given to it; 0 where there are none."""
-        sums, counts = self._sums[1 : classes + 1], self._counts[1 : classes + 1]
-        # Blending leaves rounding behind: no probability is above 1.
-        return tuple(min(1.0, float(s / n)) if n else 0.0 for s, n in zip(sums, counts, strict=True))
+        return self._decision.confidence(classes)
 
     def _restore(self, slab: _Slab, classes: int) -> None:
         goal = self._grid.cropped((slice(slab.low, slab.high), slice(None), slice(None)))
         source = self._prepared.cropped((slice(slab.z0, slab.z1), slice(None), slice(None)))
         channels = (self._held.channel(value, slab.z0, slab.z1) for value in range(classes))
         seen = (resample_to_grid(channel, source, goal, order=1) for channel in channels)
-        self._note(self._goal[slab.low : slab.high], likeliest(seen))
+        self._goal[slab.low : slab.high] = self._decision.take(seen)
 
-    def _note(self, goal: NDArray[np.uint8], found: tuple[NDArray[np.uint8], Float32]) -> None:
-        labels, best = found
-        goal[...] = labels
+
+class Decision(Protocol):
+    """What probabilities become, and how sure that was."""
+
+    def take(self, channels: Iterator[Float32]) -> NDArray[np.uint8]:
+        """Labels (z, y, x) of one part of an image; `channels` are its classes' probabilities (z, y, x), in order."""
+        ...
+
+    def confidence(self, classes: int) -> tuple[float, ...]:
+        """Per class, the mean probability of the voxels that were given to it so far; 0 where there are none."""
+        ...
+
+
+class Likeliest:
+    """Each voxel gets its likeliest class; the first channel is the background."""
+
+    def __init__(self) -> None:
+        self._sums, self._counts = np.zeros(256), np.zeros(256, np.int64)
+
+    def take(self, channels: Iterator[Float32]) -> NDArray[np.uint8]:
+        """A label map."""
+        labels, best = likeliest(channels)
         foreground = labels > 0
         values = labels[foreground]
         self._sums += np.bincount(values, best[foreground], 256)
         self._counts += np.bincount(values, minlength=256)
+        return labels
+
+    def confidence(self, classes: int) -> tuple[float, ...]:
+        """Of the classes after the background."""
+        return _means(self._sums[1 : classes + 1], self._counts[1 : classes + 1])
+
+
+class EachAlone:
+    """A voxel gets every class whose probability is at least `threshold`: bit i for channel i."""
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        self._threshold = threshold
+        self._sums, self._counts = np.zeros(8), np.zeros(8, np.int64)
+
+    def take(self, channels: Iterator[Float32]) -> NDArray[np.uint8]:
+        """A region map."""
+        regions: NDArray[np.uint8] | None = None
+        for index, channel in enumerate(channels):
+            inside = channel >= self._threshold
+            self._sums[index] += channel[inside].sum(dtype=np.float64)
+            self._counts[index] += np.count_nonzero(inside)
+            bits = inside.astype(np.uint8) << np.uint8(index)
+            regions = bits if regions is None else regions | bits
+        assert regions is not None  # noqa: S101 - every network has at least one output
+        return regions
+
+    def confidence(self, classes: int) -> tuple[float, ...]:
+        """Of every channel."""
+        return _means(self._sums[:classes], self._counts[:classes])
+
+
+def _means(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[float, ...]:
+    # Blending leaves rounding behind: no probability is above 1.
+    return tuple(min(1.0, float(s / n)) if n else 0.0 for s, n in zip(sums, counts, strict=True))
 
 
 def likeliest(channels: Iterator[Float32]) -> tuple[NDArray[np.uint8], Float32]:

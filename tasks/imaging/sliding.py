@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.plan import IntTriple
+from models.plan import Activation, IntTriple
 from tasks.imaging.device import Precision, autocast
 
 PORTION = 16
@@ -46,6 +46,7 @@ def sliding_window(
     overlap: float,
     *,
     mirror_axes: Sequence[str] = (),
+    activation: Activation = "softmax",
     precision: Precision = "auto",
     batch: int = 0,
     device: torch.device | str = "cpu",
@@ -59,6 +60,7 @@ def sliding_window(
         tile,
         overlap,
         mirror_axes=mirror_axes,
+        activation=activation,
         precision=precision,
         batch=batch,
         device=device,
@@ -79,6 +81,7 @@ def sliding_bands(
     overlap: float,
     *,
     mirror_axes: Sequence[str] = (),
+    activation: Activation = "softmax",
     precision: Precision = "auto",
     batch: int = 0,
     device: torch.device | str = "cpu",
@@ -98,7 +101,9 @@ def sliding_bands(
         if cancelled():
             raise InterruptedError
         tiles = torch.stack([framed.tile(corner) for corner in chunk]).to(device, torch.float32, non_blocking=True)
-        probabilities = class_probabilities(network, tiles[:, :, 0] if flat else tiles, mirror_axes, precision)
+        probabilities = class_probabilities(
+            network, tiles[:, :, 0] if flat else tiles, mirror_axes, precision, activation=activation
+        )
         if adding is None:
             adding = _Accumulator(probabilities.shape[1], framed, tile, overlap, device)
         for corner, part in zip(chunk, probabilities.unsqueeze(2) if flat else probabilities, strict=True):
@@ -110,16 +115,21 @@ def sliding_bands(
 
 @torch.inference_mode()
 def class_probabilities(
-    network: nn.Module, images: Tensor, mirror_axes: Sequence[str] = (), precision: Precision = "auto"
+    network: nn.Module,
+    images: Tensor,
+    mirror_axes: Sequence[str] = (),
+    precision: Precision = "auto",
+    *,
+    activation: Activation = "softmax",
 ) -> Tensor:
-    """Float32 softmax of the logits for `images` (b, c, …), the mean over all combinations of mirrored axes."""
+    """Float32 `activation` of the logits for `images` (b, c, …), the mean over all combinations of mirrored axes."""
     axes = [_AXES[a] for a in mirror_axes if images.ndim == 5 or a != "z"]
     flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
     total: Tensor | None = None
     for flip in flips:
         with autocast(images.device, precision):
             logits = network(images.flip(flip) if flip else images)
-        probabilities = logits.float().softmax(1)
+        probabilities = logits.float().sigmoid() if activation == "sigmoid" else logits.float().softmax(1)
         if flip and logits.ndim == images.ndim:
             probabilities = probabilities.flip(flip)
         total = probabilities if total is None else total.add_(probabilities)
