@@ -212,6 +212,24 @@ def clinical_numbers(variables: Sequence[VariablePlan], texts: Sequence[str]) ->
     return tuple(n for variable, text in zip(variables, padded, strict=True) for n in variable.numbers(text))
 
 
+class Drift(_Part):
+    """One property of the training cases beside what the champion's plan was made for.
+
+    `value` is a distance of its own kind (`how`), and too far above `threshold`.
+    """
+
+    measure: str
+    how: Literal["factor", "ks", "psi"]  # between medians; Kolmogorov and Smirnov's; population stability index
+    value: float
+    threshold: float
+    told: str = ""
+
+    @property
+    def drifted(self) -> bool:
+        """Whether it is too far."""
+        return self.value > self.threshold
+
+
 class Plan(_Part):
     """A recipe made concrete for one dataset."""
 

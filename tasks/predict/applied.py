@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from models.recipe import Kind
 from models.volume import Volume
@@ -11,10 +11,20 @@ from tasks.imaging.predictor import Predictor
 from tasks.predict.findings import Finding, as_mask, classes, structures
 from tasks.stores.house import Stores
 
-Apply = Callable[[Stores, Predictor, Volume, str], tuple[Finding, ...]]
+
+class Apply(Protocol):
+    """Says what an image shows."""
+
+    def __call__(
+        self, stores: Stores, predictor: Predictor, volume: Volume, key: str, clinical: tuple[str, ...] = ()
+    ) -> tuple[Finding, ...]:
+        """`key` is the prediction's, `clinical` the values of the plan's variables."""
+        ...
 
 
-def segment(stores: Stores, predictor: Predictor, volume: Volume, key: str) -> tuple[Finding, ...]:
+def segment(
+    stores: Stores, predictor: Predictor, volume: Volume, key: str, clinical: tuple[str, ...] = ()
+) -> tuple[Finding, ...]:
     """Write the mask under `key`, and measure its structures."""
     found = predictor.segment(volume.array, volume.geometry)
     names = predictor.package.plan.classes
@@ -22,7 +32,9 @@ def segment(stores: Stores, predictor: Predictor, volume: Volume, key: str) -> t
     return structures(found.labels, volume.geometry, names, found.confidence)
 
 
-def classify(stores: Stores, predictor: Predictor, volume: Volume, key: str) -> tuple[Finding, ...]:
+def classify(
+    stores: Stores, predictor: Predictor, volume: Volume, key: str, clinical: tuple[str, ...] = ()
+) -> tuple[Finding, ...]:
     """A probability for each class."""
     return classes(predictor.classify(volume.array, volume.geometry), predictor.package)
 
