@@ -13,6 +13,8 @@ from models.recipe import Recipe
 WEIGHTS_FILE = "weights.safetensors"
 PACKAGE_FILE = "package.json"
 CARD_FILE = "card.md"
+TRANSFER_FILE = "transfer.json"
+"""Beside the weights of a model that did not start from scratch: what became of each layer."""
 
 
 class _Part(BaseModel):

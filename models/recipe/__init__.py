@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from typing import Any, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -60,6 +61,15 @@ __all__ = [
     "Wavelet",
     "Window",
 ]
+
+
+_NOT_LEARNT: Final[Mapping[str, Any]] = {
+    "evaluate": True,
+    "promote": True,
+    "deliver": True,
+    "start": {"weights"},  # the file's digest says what it is, wherever it lies
+}
+_NOT_PLANNED: Final[Mapping[str, Any]] = {"start": True, "nights": True}
 
 
 class Recipe(Part):
@@ -132,7 +142,17 @@ class Recipe(Part):
     @property
     def learning_key(self) -> str:
         """As `key`, over what shapes the weights alone: judging or delivering otherwise does not train again."""
-        return content_key("learning", self.model_dump(mode="json", exclude={"evaluate", "promote", "deliver"}))
+        return content_key("learning", self.model_dump(mode="json", exclude=dict(_NOT_LEARNT)))
+
+    @property
+    def planning_key(self) -> str:
+        """As `learning_key`, but for where weights come from and what a night keeps: a kept plan must have the same."""
+        return content_key("planning", self.model_dump(mode="json", exclude={**_NOT_LEARNT, **_NOT_PLANNED}))
+
+    @property
+    def follows(self) -> bool:
+        """Whether a night builds on the model that serves: on its weights, or on its plan."""
+        return self.start.source == "champion" or self.nights.plan != "every-night"
 
 
 def _explain(error: Any) -> str:

@@ -107,7 +107,10 @@ class Start(Part):
         pattern=r"^[0-9a-f]{64}$",
         description="the file's digest, so that the recipe says what it started from",
     )
-    rate: float = Field(0.1, gt=0, le=1, description="share of the usual learning rate")
+    inflation: Literal["repeat", "centre"] = Field(
+        "repeat", description="weights of 2-D filters in 3-D networks: shared out along z, or in the middle slice alone"
+    )
+    rate: float = Field(0.1, gt=0, le=1, description="share of the usual learning rate at which carried weights go on")
     budget: float = Field(1 / 3, gt=0, le=1, description="champion: share of the usual budget")
     replay: Share = Field(0.5, description="champion: share of the cases drawn that it has learnt from before")
     pretraining: Literal["masked", "contrastive"] = Field(
