@@ -4,7 +4,9 @@ Adding a network is writing a builder and adding one entry. A builder takes a `N
 - it takes (b, c, y, x) where `plan.dimensions` is 2 and (b, c, z, y, x) where it is 3, of any size;
 - for segmentation it returns logits (b, out_channels, …) of the input's size, channel 0 the background; while
   training with deep supervision, a list of them, finest first, the coarser ones of any size;
-- for classification it returns logits (b, out_channels).
+- for classification it returns logits (b, out_channels);
+- where the entry says `sets`, it also takes the images of several series as one case, (b, n, c, …), NaN in every voxel
+  of a series that is not there.
 
 Importing the table imports no PyTorch: builders are named, and loaded by `build`.
 """
@@ -49,6 +51,7 @@ class Entry:
     measured: bool = True
     compiles: bool = True  # torch.compile works and changes nothing
     package: str = ""  # the package that it needs besides PyTorch
+    sets: bool = False  # takes a patient's series as one case
 
 
 NETWORKS: dict[str, Entry] = {
@@ -82,6 +85,44 @@ NETWORKS: dict[str, Entry] = {
         frozenset({2, 3}),
         "plain convolutional classifier; small and quick",
         measured=False,
+    ),
+    "cnn_lstm": Entry(
+        "models.networks.slices:build_cnn_lstm",
+        frozenset({"classification"}),
+        frozenset({3}),
+        "2-D encoder of each slice, read in order by an LSTM from both ends",
+    ),
+    "cnn_gru": Entry(
+        "models.networks.slices:build_cnn_gru",
+        frozenset({"classification"}),
+        frozenset({3}),
+        "as cnn_lstm, by a GRU; lighter",
+    ),
+    "mil": Entry(
+        "models.networks.slices:build_mil",
+        frozenset({"classification"}),
+        frozenset({3}),
+        "2-D encoder of each slice, weighed by gated attention: a few slices decide, and it says which",
+    ),
+    "graph": Entry(
+        "models.networks.graph:build_graph",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "graph of supervoxels that tell their neighbours what they look like",
+    ),
+    "patient_attention": Entry(
+        "models.networks.bags:build_patient_attention",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "a patient's series together, weighed by gated attention",
+        sets=True,
+    ),
+    "patient_graph": Entry(
+        "models.networks.bags:build_patient_graph",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "as patient_attention, but the series hear each other first",
+        sets=True,
     ),
 }
 
