@@ -22,20 +22,41 @@ DROPOUT: _Table = {2: nn.Dropout2d, 3: nn.Dropout3d}
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 
 
-def strides_of(plan: NetworkPlan) -> list[tuple[int, ...]]:
-    """Per level, in the network's dimensions; without strides the first level keeps the size, the others halve it."""
-    given = plan.strides or ((1, 1, 1), *[(2, 2, 2)] * (len(plan.features) - 1))
-    return [_drop_z(s, plan.dimensions) for s in given]
+def strides_of(plan: NetworkPlan, stem: int = 1) -> list[tuple[int, ...]]:
+    """Per level, in the network's dimensions; without strides `stem` is the first level's, the others halve."""
+    given = plan.strides or ((stem,) * 3, *[(2, 2, 2)] * (len(plan.features) - 1))
+    return [in_dimensions(s, plan.dimensions) for s in given]
 
 
 def kernels_of(plan: NetworkPlan) -> list[tuple[int, ...]]:
     """Per level, in the network's dimensions; 3 by default."""
     given = plan.kernels or ((3, 3, 3),) * len(plan.features)
-    return [_drop_z(k, plan.dimensions) for k in given]
+    return [in_dimensions(k, plan.dimensions) for k in given]
 
 
-def _drop_z(values: IntTriple, dimensions: int) -> tuple[int, ...]:
+def in_dimensions(values: IntTriple, dimensions: int) -> tuple[int, ...]:
+    """(z, y, x), or (y, x) in two dimensions."""
     return tuple(values)[3 - dimensions :]
+
+
+def depth_rates(plan: NetworkPlan, units: int) -> list[float]:
+    """How often each residual unit is skipped: rising linearly to the plan's share at the last one."""
+    return [plan.stochastic_depth * (i + 1) / units for i in range(units)]
+
+
+class StochasticDepth(nn.Module):
+    """Skips a residual unit's branch for a share of the samples while training (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, …): whole samples become zero, the others are scaled up to keep the mean."""
+        if not self.training or self.rate == 0:
+            return x
+        kept = torch.rand((len(x), *[1] * (x.ndim - 1)), device=x.device) >= self.rate
+        return x * (kept.to(x.dtype) / (1 - self.rate))
 
 
 def norm(kind: str, dimensions: int, channels: int) -> nn.Module:
@@ -81,6 +102,7 @@ class Residual(nn.Module):
         *,
         norm_kind: str = "instance",
         dropout: float = 0.0,
+        skipped: float = 0.0,
     ) -> None:
         super().__init__()
         before, after = channels
@@ -94,10 +116,11 @@ class Residual(nn.Module):
         if before != after:
             shortcut.append(Unit(dimensions, channels, ones, ones, norm_kind=norm_kind, active=False))
         self.shortcut = nn.Sequential(*shortcut)
+        self.skip = StochasticDepth(skipped)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, before, …) → (b, after, … / stride)."""
-        return self.activation(self.second(self.first(x)) + self.shortcut(x))
+        return self.activation(self.skip(self.second(self.first(x))) + self.shortcut(x))
 
 
 class Padded(nn.Module):
@@ -111,17 +134,23 @@ class Padded(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """(b, c, …) → logits of the same size, or a list whose coarser members keep the padding."""
         size = x.shape[2:]
-        target = [math.ceil(n / m) * m for n, m in zip(size, self.multiple, strict=True)]
-        if all(t == m for t, m in zip(target, self.multiple, strict=True)):
-            target[-1] *= 2  # a single element has no instance statistics
-        extra = [t - n for t, n in zip(target, size, strict=True)]
-        if not any(extra):
+        least = list(self.multiple)
+        if all(n <= m for n, m in zip(size, self.multiple, strict=True)):
+            least[-1] *= 2  # a single element has no instance statistics
+        padded = pad(x, self.multiple, least)
+        if padded is x:
             return self.network(x)
-        pads = [amount for n in reversed(extra) for amount in (0, n)]
-        logits = self.network(functional.pad(x, pads))
+        logits = self.network(padded)
         if isinstance(logits, list):
             raise ValueError("deep supervision needs a patch that the network's strides divide")
         return logits[(..., *(slice(n) for n in size))]
+
+
+def pad(x: Tensor, multiple: Sequence[int], least: Sequence[int]) -> Tensor:
+    """(b, c, …) with zeros at the far ends up to multiples, and up to `least`; itself where nothing is missing."""
+    wanted = (max(k, math.ceil(n / m) * m) for n, m, k in zip(x.shape[2:], multiple, least, strict=True))
+    extra = [w - n for w, n in zip(wanted, x.shape[2:], strict=True)]
+    return functional.pad(x, [amount for n in reversed(extra) for amount in (0, n)]) if any(extra) else x
 
 
 def initialise(network: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.networks.blocks import POOL, Residual, Unit, initialise, kernels_of, strides_of
+from models.networks.blocks import POOL, Residual, Unit, depth_rates, initialise, kernels_of, strides_of
 from models.plan import NetworkPlan
 
 
@@ -18,12 +18,13 @@ def build_resnet(plan: NetworkPlan) -> nn.Module:
     strides, kernels = strides_of(plan), kernels_of(plan)
     ones = (1,) * d
     stages: list[nn.Module] = [_stem(plan)]
+    rates = iter(depth_rates(plan, 2 * len(features)))
     for i, width in enumerate(features):
         before = features[max(0, i - 1)]
         stride = strides[i] if i else ones
         stages += [
-            Residual(d, (before, width), kernels[i], stride, norm_kind="group"),
-            Residual(d, (width, width), kernels[i], ones, norm_kind="group"),
+            Residual(d, (before, width), kernels[i], stride, norm_kind="group", skipped=next(rates)),
+            Residual(d, (width, width), kernels[i], ones, norm_kind="group", skipped=next(rates)),
         ]
     return _Classifier(stages, plan)
 
