@@ -60,10 +60,14 @@ class _Copied:
 
 
 class Cases:
-    """Prepared cases by position; the recently used stay open, small ones in memory."""
+    """Prepared cases by position; the recently used stay open, small ones in memory.
 
-    def __init__(self, store: Opener, keys: Sequence[str]) -> None:
+    `shares` are how often each is drawn, beside the others; by default all are drawn equally often.
+    """
+
+    def __init__(self, store: Opener, keys: Sequence[str], shares: Sequence[float] | None = None) -> None:
         self._store, self._keys = store, tuple(keys)
+        self._shares = np.asarray(shares, dtype=np.float64) if shares and any(shares) else None
         self._open: OrderedDict[int, Case] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -83,6 +87,14 @@ class Cases:
             if len(self._open) > _OPEN:
                 self._open.popitem(last=False)
         return case
+
+    def draw(self, rng: np.random.Generator, among: NDArray[np.int64] | None = None) -> int:
+        """The position of a case by chance, of `among` where that is given."""
+        if self._shares is None or (among is not None and not self._shares[among].any()):
+            return int(rng.integers(len(self)) if among is None else rng.choice(among))
+        among = np.arange(len(self)) if among is None else among
+        shares = self._shares[among]
+        return int(rng.choice(among, p=shares / shares.sum()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,7 @@ class PatchSampler:
         return Batch(images, torch.from_numpy(np.stack([mask for _, mask in drawn])))
 
     def _draw(self, rng: np.random.Generator, forced: bool) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        case = self.cases[int(rng.integers(len(self.cases)))]
+        case = self.cases[self.cases.draw(rng)]
         mask = case.mask
         if mask is None:
             raise ValueError("a case without a mask cannot train a segmentation")
@@ -173,7 +185,7 @@ class ImageSampler:
         rng = np.random.default_rng((self.seed, step))
         # Turns instead of draws: a small batch, too, holds the classes in equal parts.
         turns = (rng.integers(len(self._by_class)) + np.arange(size)) % len(self._by_class)
-        chosen = [int(rng.choice(self._by_class[turn])) for turn in turns]
+        chosen = [self.cases.draw(rng, self._by_class[turn]) for turn in turns]
         images = np.stack([np.asarray(self.cases[index].image) for index in chosen])
         return Batch(torch.from_numpy(images), torch.tensor([self.targets[i] for i in chosen]))
 

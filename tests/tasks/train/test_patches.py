@@ -120,3 +120,20 @@ def test_small_images_are_opened_once() -> None:
     for _ in range(3):
         assert cases[1].image.shape == (1, 1, 16, 16)
     assert opened == ["b"]
+
+
+class TestShares:
+    """A fine-tuned model sees more of what is new."""
+
+    def test_cases_come_as_often_as_their_shares_say(self) -> None:
+        names = [f"ball{i}" for i in range(4)]
+        cases = Cases(MemoryStore({n: ball(i) for i, n in enumerate(names)}), names, shares=(0.25, 0.25, 0.5, 0.0))
+        drawn = np.bincount([cases.draw(np.random.default_rng((1, i))) for i in range(2000)], minlength=4) / 2000
+        np.testing.assert_allclose(drawn, (0.25, 0.25, 0.5, 0), atol=0.05)
+
+    def test_a_class_that_shows_nothing_with_a_share_is_drawn_all_the_same(self) -> None:
+        names = [f"picture{i}" for i in range(4)]
+        store = MemoryStore({n: picture(i, i % 2) for i, n in enumerate(names)})
+        cases = Cases(store, names, shares=(0.0, 0.5, 0.0, 0.5))
+        batch = ImageSampler(cases, (0, 1, 0, 1), balanced=True, seed=1).batch(0, 8)
+        assert batch.targets.tolist().count(0) == 4
