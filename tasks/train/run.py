@@ -24,7 +24,7 @@ from tasks.train.checkpoint import Checkpoints
 from tasks.train.learner import Learner
 from tasks.train.loop import TERMINATED, Listener, Termination, fit
 from tasks.train.patches import Cases, Opener
-from tasks.train.teaching import teaching_for
+from tasks.train.teaching import Trained, teaching_for
 
 PreparedKeys = Mapping[tuple[str, str], str]
 """(volume, label) → the prepared case's key."""
@@ -64,7 +64,8 @@ def train(
     fit(learner, teaching.sampler(cases, rows), validation, checkpoints, on_event=on_event, termination=termination)
     network = learner.final()
     with termination.listening(), _leaving():
-        choices = teaching.choose(learner, recipe, validation, termination)
+        trained = [Trained(network, learner.precision, validation)] if validation else []
+        choices = teaching.choose(recipe, trained, termination)
     staged.mkdir(parents=True, exist_ok=True)
     package = ModelPackage(
         key=key,
@@ -72,7 +73,7 @@ def train(
         plan=plan,
         dataset=dataset.key,
         weights_sha256=write_weights(staged, network.state_dict()),
-        training=_record(learner, validated=validation is not None),
+        training=_record(learner, choices.notes, validated=validation is not None),
         environment=_environment(code),
         threshold=choices.threshold,
         thresholds=choices.thresholds,
@@ -107,7 +108,7 @@ def _cases(prepared: Opener, keys: PreparedKeys, rows: Sequence[DatasetRow]) -> 
     return Cases(prepared, [keys[row.volume, row.label] for row in rows])
 
 
-def _record(learner: Learner, *, validated: bool) -> TrainingRecord:
+def _record(learner: Learner, more: tuple[str, ...], *, validated: bool) -> TrainingRecord:
     position = learner.position
     notes = () if validated else ("no validation case: the last weights were taken, unjudged",)
     return TrainingRecord(
@@ -122,7 +123,7 @@ def _record(learner: Learner, *, validated: bool) -> TrainingRecord:
         best_metric=position.best_metric or 0.0,
         best_step=position.best_step if validated else position.step,
         history=tuple((int(s), loss, metric) for s, loss, metric, _ in position.history) if validated else (),
-        notes=(*position.notes, *notes),
+        notes=(*position.notes, *notes, *more),
     )
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.plan import Plan
-from tasks.imaging.components import keep_largest
 from tasks.imaging.device import Precision
 from tasks.imaging.sliding import class_probabilities, sliding_window
 from tasks.train.patches import Cases
@@ -51,6 +50,13 @@ class MaskValidation:
         self, network: nn.Module, precision: Precision, cancelled: Cancelled
     ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
         """(predicted labels, true mask) of each case, (z, y, x)."""
+        for probabilities, mask in self.predicted(network, precision, cancelled):
+            yield probabilities.argmax(0).astype(np.uint8), mask
+
+    def predicted(
+        self, network: nn.Module, precision: Precision, cancelled: Cancelled
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+        """(predicted probabilities (k, z, y, x), true mask (z, y, x)) of each case."""
         for index in range(len(self.cases)):
             case = self.cases[index]
             if case.mask is None:
@@ -64,7 +70,7 @@ class MaskValidation:
                 device=self.device,
                 cancelled=cancelled,
             )
-            yield probabilities.argmax(0).to(torch.uint8).numpy(), np.asarray(case.mask)
+            yield probabilities.numpy(), np.asarray(case.mask)
 
 
 @dataclass(frozen=True)
@@ -144,22 +150,6 @@ def mean_auc(probabilities: NDArray[Any], targets: NDArray[np.intp]) -> float:
     if np.isnan(areas).all():
         return float((probabilities.argmax(1) == targets).mean())
     return _mean(areas)
-
-
-def choose_keep_largest(
-    validation: MaskValidation, network: nn.Module, precision: Precision, cancelled: Cancelled
-) -> tuple[str, ...]:
-    """The classes whose mean validation Dice rises when only their largest component is kept.
-
-    Keeping one class's largest component cannot change another's Dice, so each class is decided alone.
-    """
-    names = validation.plan.classes
-    before, after = [], []
-    for labels, mask in validation.labelled(network, precision, cancelled):
-        before.append(dice(labels, mask, len(names)))
-        after.append(dice(keep_largest(labels, range(1, len(names) + 1)), mask, len(names)))
-    rises = class_means(after) > class_means(before)
-    return tuple(name for name, better in zip(names, rises, strict=True) if better)
 
 
 def choose_threshold(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import torch
+from torch import nn
 
 from models.dataset import DatasetRow
 from models.plan import Plan
 from models.recipe import Kind, Recipe
-from tasks.train.learner import Learner
+from tasks.imaging.device import Precision
 from tasks.train.loop import Termination, Validation
 from tasks.train.objective import Objective
 from tasks.train.patches import Cases, Sampler
@@ -23,12 +24,22 @@ from tasks.train.patches import Cases, Sampler
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What is chosen on the validation split once training is over; goes into the package."""
+    """What is chosen on cases not learnt from once training is over; goes into the package."""
 
     threshold: float | None = None
     thresholds: tuple[float, ...] = ()
     keep_largest: tuple[str, ...] = ()
     temperature: float = 1.0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished network, and what judges it on cases that it has not learnt from."""
+
+    network: nn.Module
+    precision: Precision
+    validation: Validation
 
 
 class Teaching(Protocol):
@@ -46,10 +57,10 @@ class Teaching(Protocol):
         """(logits or a list of them, targets) → scalar."""
         ...
 
-    def choose(
-        self, learner: Learner, recipe: Recipe, validation: Validation | None, cancelled: Termination
-    ) -> Choices:
-        """With the final weights. `validation` is None without validation cases. Raises InterruptedError."""
+    def choose(self, recipe: Recipe, trained: Sequence[Trained], cancelled: Termination) -> Choices:
+        """By what the finished networks say of the cases that judge them, taken together: one network on the
+        validation split, or each fold's on its fold; none without validation cases. Raises InterruptedError.
+        """
         ...
 
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.dataset import DatasetRow
 from models.plan import Plan
 from models.recipe import Recipe
-from tasks.train.learner import Learner
-from tasks.train.loop import Termination, Validation
+from tasks.imaging.calibration import tempered
+from tasks.train.choosing import choose_temperature
+from tasks.train.loop import Termination
 from tasks.train.objective import Objective, objective_for
 from tasks.train.patches import Cases, ImageSampler
-from tasks.train.teaching import Choices
+from tasks.train.teaching import Choices, Trained
 from tasks.train.validate import ImageValidation, choose_threshold
 
 
@@ -37,20 +39,29 @@ class ImageTeaching:
         """By the plan's `loss`."""
         return objective_for(self.plan, device)
 
-    def choose(
-        self, learner: Learner, recipe: Recipe, validation: Validation | None, cancelled: Termination
-    ) -> Choices:
-        """Of two classes, the threshold: given by the recipe, or chosen on the validation split."""
+    def choose(self, recipe: Recipe, trained: Sequence[Trained], cancelled: Termination) -> Choices:
+        """The temperature, and then of two classes the threshold: given by the recipe, or chosen."""
+        known = [(one, one.validation) for one in trained if isinstance(one.validation, ImageValidation)]
+        said = [judge.probabilities(one.network, one.precision, cancelled) for one, judge in known]
+        targets = [target for _, judge in known for target in judge.targets]
+        classes = len(self.plan.classes)
+        return self.chosen(
+            recipe, np.concatenate([np.empty((0, classes), np.float32), *said]), np.asarray(targets, np.intp)
+        )
+
+    def chosen(self, recipe: Recipe, probabilities: NDArray[np.float32], targets: NDArray[np.intp]) -> Choices:
+        """By the probabilities (cases, classes) of cases not learnt from; there may be none."""
+        temperature, notes = choose_temperature(recipe, probabilities, targets, len(targets))
         if len(self.plan.classes) != 2:
-            return Choices()
+            return Choices(temperature=temperature, notes=notes)
         if recipe.evaluate.threshold != "auto":
-            return Choices(threshold=float(recipe.evaluate.threshold))
-        if not isinstance(validation, ImageValidation):
-            return Choices(threshold=0.5)
+            return Choices(float(recipe.evaluate.threshold), temperature=temperature, notes=notes)
+        if not len(targets):
+            return Choices(0.5, temperature=temperature, notes=notes)
         names = self.plan.classes
         positive = names.index(recipe.evaluate.positive) if recipe.evaluate.positive in names else 1
-        scores = validation.probabilities(learner.average, learner.precision, cancelled)[:, positive]
-        return Choices(threshold=choose_threshold(scores, np.asarray(validation.targets) == positive))
+        scores = tempered(probabilities, temperature, axis=1)[:, positive]
+        return Choices(choose_threshold(scores, targets == positive), temperature=temperature, notes=notes)
 
 
 def _targets(rows: Sequence[DatasetRow]) -> tuple[int, ...]:

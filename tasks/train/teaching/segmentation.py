@@ -10,12 +10,12 @@ import torch
 from models.dataset import DatasetRow
 from models.plan import Plan
 from models.recipe import Recipe
-from tasks.train.learner import Learner
-from tasks.train.loop import Termination, Validation
+from tasks.train.choosing import MaskTrial, choose_temperature
+from tasks.train.loop import Termination
 from tasks.train.objective import Objective, objective_for
 from tasks.train.patches import Cases, PatchSampler
-from tasks.train.teaching import Choices
-from tasks.train.validate import MaskValidation, choose_keep_largest
+from tasks.train.teaching import Choices, Trained
+from tasks.train.validate import MaskValidation
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,14 @@ class MaskTeaching:
         """By the plan's `loss`."""
         return objective_for(self.plan, device)
 
-    def choose(
-        self, learner: Learner, recipe: Recipe, validation: Validation | None, cancelled: Termination
-    ) -> Choices:
-        """The classes of which only the largest component is kept."""
-        return Choices(keep_largest=self._kept(learner, validation, cancelled))
-
-    def _kept(self, learner: Learner, validation: Validation | None, cancelled: Termination) -> tuple[str, ...]:
-        if self.plan.infer.keep_largest is True:
-            return self.plan.classes
-        if not self.plan.infer.keep_largest or not isinstance(validation, MaskValidation):
-            return ()
-        return choose_keep_largest(validation, learner.average, learner.precision, cancelled)
+    def choose(self, recipe: Recipe, trained: Sequence[Trained], cancelled: Termination) -> Choices:
+        """The classes of which only the largest component is kept, and the temperature."""
+        wish = self.plan.infer.keep_largest
+        trial = MaskTrial(self.plan, components=wish == "auto", voxels=recipe.infer.calibrate)
+        for one in trained:
+            if isinstance(one.validation, MaskValidation) and trial.needed:
+                for probabilities, mask in one.validation.predicted(one.network, one.precision, cancelled):
+                    trial.take(probabilities, mask)
+        temperature, notes = choose_temperature(recipe, trial.probabilities, trial.targets, trial.cases)
+        kept = self.plan.classes if wish is True else trial.keep_largest
+        return Choices(keep_largest=kept, temperature=temperature, notes=notes)

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from tasks.train.choosing import MaskTrial
 from tasks.train.patches import Cases
 from tasks.train.validate import (
     ImageValidation,
     MaskValidation,
     auc,
-    choose_keep_largest,
     choose_threshold,
     class_means,
     dice,
@@ -77,8 +77,10 @@ class TestMasks:
         truth[0:2, 12:18, 0:3] = 2
         seen = truth.copy()
         seen[10:12, 0:3, 0:3] = 1
-        kept = choose_keep_largest(validation(truth, seen), Bright(), "fp32", never)
-        assert kept == ("ball",)
+        trial = MaskTrial(balls().plan, components=True, voxels=False)
+        for probabilities, mask in validation(truth, seen).predicted(Bright(), "fp32", never):
+            trial.take(probabilities, mask)
+        assert trial.keep_largest == ("ball",)
 
 
 class TestScores:
