@@ -73,3 +73,8 @@ class Mask:
             raise GeometryError(
                 f"a mask of {len(self.segments)} segments on {self.geometry.shape} cannot be {self.occupancy.shape}"
             )
+
+
+def inside(labels: NDArray[np.uint8], index: int, *, regions: bool) -> NDArray[np.bool_]:
+    """Where the class `index` (from 0) is, in a label map or a region map (`tasks.imaging.masks`) of any shape."""
+    return (labels & np.uint8(1 << index)) > 0 if regions else labels == index + 1

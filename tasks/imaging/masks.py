@@ -16,7 +16,7 @@ from scipy import ndimage
 from models.errors import LabelError
 from models.recipe import LabelClass
 from models.recipe.labels import MOST_REGIONS
-from models.volume import Mask, Segment
+from models.volume import Mask, Segment, inside
 
 MOST_CLASSES = 255
 
@@ -32,8 +32,8 @@ def label_map(mask: Mask, classes: Sequence[LabelClass], fraction: float) -> Map
     if len(classes) > MOST_CLASSES:
         raise LabelError(f"a label map holds {MOST_CLASSES} classes, not {len(classes)}")
     labels = np.zeros(mask.geometry.shape, np.uint8)
-    for index, inside in _found(mask, classes, fraction):
-        labels[inside] = index + 1
+    for index, there in _found(mask, classes, fraction):
+        labels[there] = index + 1
     return labels
 
 
@@ -45,19 +45,14 @@ def region_map(mask: Mask, classes: Sequence[LabelClass], fraction: float) -> Ma
     if len(classes) > MOST_REGIONS:
         raise LabelError(f"a region map holds {MOST_REGIONS} regions, not {len(classes)}")
     regions = np.zeros(mask.geometry.shape, np.uint8)
-    for index, inside in _found(mask, classes, fraction):
-        regions[inside] |= np.uint8(1 << index)
+    for index, there in _found(mask, classes, fraction):
+        regions[there] |= np.uint8(1 << index)
     return regions
 
 
 def map_of(mask: Mask, classes: Sequence[LabelClass], fraction: float, *, regions: bool) -> Map:
     """A region map, or a label map."""
     return (region_map if regions else label_map)(mask, classes, fraction)
-
-
-def inside(labels: Map, index: int, *, regions: bool) -> NDArray[np.bool_]:
-    """Where the class `index` (from 0) is."""
-    return (labels & np.uint8(1 << index)) > 0 if regions else labels == index + 1
 
 
 def boxes(labels: Map, classes: int, *, regions: bool) -> list[Box | None]:

@@ -19,6 +19,7 @@ from models.hashing import content_key
 from models.plan import CaseFacts, Fingerprint, IntensityStats, Outlier
 from tasks.imaging.crop import box_shape, crop_to, nonzero_box
 from tasks.imaging.facts import channel_levels, orientation
+from tasks.imaging.masks import sizes
 
 SAMPLES_PER_CASE = 10_000
 SAMPLES = 2_000_000
@@ -32,11 +33,15 @@ TOLERATED = 0.1  # of the median: differences below this share are never far
 
 @dataclass(frozen=True, slots=True)
 class CaseSample:
-    """One case's facts, some of its voxels (c, n) float32, and its class index where it is a classified image."""
+    """One case's facts, some of its voxels (c, n) float32, and its class index where it is a classified image.
+
+    `shows` says of each class whether an image that may show several shows it.
+    """
 
     facts: CaseFacts
     voxels: NDArray[np.float32]
     target: int = -1
+    shows: tuple[int, ...] = ()
 
 
 def look_at_case(
@@ -46,7 +51,9 @@ def look_at_case(
     *,
     labels: NDArray[np.uint8] | None = None,
     classes: int = 0,
+    regions: bool = False,
     target: int = -1,
+    shows: tuple[int, ...] = (),
     seed: int = 0,
 ) -> CaseSample:
     """What the fingerprint keeps of `array` ([c,] z, y, x). Raises PixelError where a value is not finite.
@@ -71,7 +78,7 @@ def look_at_case(
     if not (np.isfinite(voxels).all() and np.isfinite(overall).all()):
         raise PixelError("the image holds NaN or infinite values", reason="non-finite-pixels")
     low, middle, high = np.percentile(overall, (25, 50, 75))
-    counts = () if labels is None else np.bincount(labels.ravel(), minlength=classes + 1)[1 : classes + 1].tolist()
+    counts = [] if labels is None else sizes(labels, classes, regions=regions)
     facts = CaseFacts(
         volume=volume,
         shape=geometry.shape,
@@ -83,7 +90,7 @@ def look_at_case(
         orientation=orientation(geometry),
         levels=channel_levels(channels),
     )
-    return CaseSample(facts, voxels, target)
+    return CaseSample(facts, voxels, target, shows)
 
 
 def summarise(
@@ -145,6 +152,8 @@ def _class_counts(samples: Sequence[CaseSample], classes: int) -> tuple[int, ...
             counts[index] += voxels > 0
         if 0 <= sample.target < classes:
             counts[sample.target] += 1
+        for index, there in enumerate(sample.shows[:classes]):
+            counts[index] += there
     return tuple(counts)
 
 

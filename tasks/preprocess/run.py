@@ -32,7 +32,7 @@ from models.hashing import content_key
 from models.plan import CaseFacts, Fingerprint, PreparePlan
 from models.recipe import LabelClass
 from models.volume import Volume
-from tasks.imaging.masks import label_map
+from tasks.imaging.masks import map_of
 from tasks.imaging.prepare import prepare_image, prepare_mask
 from tasks.imaging.resample import resample_to_grid
 from tasks.preprocess.fingerprint import CaseSample, look_at_case, summarise
@@ -59,26 +59,30 @@ class Case:
     """What is needed to open one case: the volume store's URL, and keys in it.
 
     `label` is the label's key, and the mask's in the volume store; "" where the case has no label. `target` is the
-    class index of a classified image (its label is no mask then), −1 for a mask.
+    class index of a classified image, `classes` says of each class whether an image that may show several shows it
+    (the label is no mask then); −1 and empty for a mask.
     """
 
     url: str
     volume: str
     label: str = ""
     target: int = -1
+    classes: tuple[int, ...] = ()
 
     @property
     def has_mask(self) -> bool:
         """Whether the label is a mask."""
-        return bool(self.label) and self.target < 0
+        return bool(self.label) and self.target < 0 and not self.classes
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How masks become label maps: the classes in their order, and the occupancy from which a voxel is inside."""
+    """How masks become maps: the classes in their order, the occupancy from which a voxel is inside, and whether
+    classes may overlap."""
 
     classes: tuple[LabelClass, ...]
     fraction: float = 0.5
+    regions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,9 @@ def prepare_dataset(
 
 def case_key(case: Case, reading: Reading, plan: PreparePlan) -> str:
     """The key of the case's prepared arrays."""
-    return prepared_key(case.volume, case.label or None, plan, reading.classes, reading.fraction, case.target)
+    return prepared_key(
+        case.volume, case.label or None, plan, reading.classes, reading.fraction, case.target, regions=reading.regions
+    )
 
 
 # -- one case, on a worker --------------------------------------------------------------------------------------
@@ -157,7 +163,9 @@ def _look(case: Case, reading: Reading, root: Path, seed: int) -> CaseSample:
         volume.geometry,
         labels=labels,
         classes=len(reading.classes),
+        regions=reading.regions,
         target=case.target,
+        shows=case.classes,
         seed=seed,
     )
     _save(_facts_file(root, case, reading, seed), sample)
@@ -175,7 +183,7 @@ def _prepare(case: Case, reading: Reading, plan: PreparePlan, root: Path) -> str
             reason="label-vanished",
         )
     key = case_key(case, reading, plan)
-    about = About(case.volume, prepared.geometry, volume.geometry, prepared.crop, case.target)
+    about = About(case.volume, prepared.geometry, volume.geometry, prepared.crop, case.target, reading.regions)
     PreparedStore(root).write(key, prepared.array, mask, about)
     return key
 
@@ -187,7 +195,7 @@ def _read(case: Case, reading: Reading) -> tuple[Volume, NDArray[np.uint8] | Non
     if not case.has_mask:
         return volume, None
     mask = store.open_mask(case.label).read()
-    labels = label_map(mask, reading.classes, reading.fraction)
+    labels = map_of(mask, reading.classes, reading.fraction, regions=reading.regions)
     if not mask.geometry.same_grid(volume.geometry):
         labels = _brought_over(labels, mask.geometry, volume.geometry)
     return volume, labels
@@ -202,14 +210,15 @@ def _brought_over(labels: NDArray[np.uint8], source: Geometry, target: Geometry)
 
 def _facts_file(root: Path, case: Case, reading: Reading, seed: int) -> Path:
     told = [c.model_dump(mode="json") for c in reading.classes] if case.has_mask else []
-    key = content_key("facts", FACTS_FORMAT, case.volume, case.label, told, reading.fraction, case.target, seed)
+    meant = [case.target, list(case.classes), reading.regions]
+    key = content_key("facts", FACTS_FORMAT, case.volume, case.label, told, reading.fraction, meant, seed)
     return Path(root) / FACTS / key[:2] / f"{key}.npz"
 
 
 def _save(file: Path, sample: CaseSample) -> None:
     buffer = io.BytesIO()
     facts = np.frombuffer(sample.facts.model_dump_json().encode(), np.uint8)
-    np.savez(buffer, facts=facts, voxels=sample.voxels, target=np.int64(sample.target))
+    np.savez(buffer, facts=facts, voxels=sample.voxels, target=np.int64(sample.target), shows=np.array(sample.shows))
     write_synced(file, buffer.getvalue())
 
 
@@ -220,7 +229,7 @@ def _load(file: Path) -> CaseSample | None:
     try:
         with np.load(file, allow_pickle=False) as kept:
             facts = CaseFacts.model_validate_json(kept["facts"].tobytes())
-            return CaseSample(facts, kept["voxels"], int(kept["target"]))
+            return CaseSample(facts, kept["voxels"], int(kept["target"]), tuple(map(int, kept["shows"])))
     except (OSError, ValueError, KeyError, BadZipFile):
         return None
 

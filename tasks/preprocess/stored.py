@@ -85,11 +85,11 @@ def prepare_planned(stores: Stores, recipe: Recipe, ref: PlanRef) -> PreparedRef
 
 
 def _cases(stores: Stores, rows: Sequence[DatasetRow]) -> list[Case]:
-    return [Case(stores.locations.volumes, row.volume, row.label, row.target) for row in rows]
+    return [Case(stores.locations.volumes, row.volume, row.label, row.target, row.classes) for row in rows]
 
 
 def _reading(recipe: Recipe, dataset: Dataset) -> Reading:
-    return Reading(recipe.labels.meaning(dataset.classes), recipe.labels.fraction)
+    return Reading(recipe.labels.meaning(dataset.classes), recipe.labels.fraction, recipe.labels.regions)
 
 
 def _root(stores: Stores) -> Path:

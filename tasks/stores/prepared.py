@@ -1,8 +1,9 @@
 """Prepared arrays: a local cache that training maps into memory, and that can be made again.
 
 One folder a case, each a Zarr v3 group: `image` (c, z, y, x) float16 (float32 where values leave float16's range),
-`mask` (z, y, x) uint8, `locations/<class>` (n, 3) voxel indices. Every array is one uncompressed chunk, so its chunk
-file is the array, and a patch costs the pages that it touches. Reading needs numpy alone.
+`mask` (z, y, x) uint8 (a label map, or a region map: `tasks.imaging.masks`), `locations/<class>` (n, 3) voxel indices.
+Every array is one uncompressed chunk, so its chunk file is the array, and a patch costs the pages that it touches.
+Reading needs numpy alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from models.geometry import Geometry
 from models.hashing import content_key
 from models.plan import PreparePlan
 from models.recipe import LabelClass, Recipe
+from models.volume import inside
 from tasks.stores.places import LocalPlace
 
 MOST_LOCATIONS = 10_000
@@ -43,7 +45,8 @@ class About:
     """What lies beside the arrays.
 
     `geometry` is the prepared grid, `original` the volume's, `crop` the part of it that is shown ([start, stop) along
-    z, y, x), `target` the class index of a classified image (−1: a mask), `source` the volume's key.
+    z, y, x), `target` the class index of a classified image (−1: a mask, or several classes), `source` the volume's
+    key. `regions`: the mask is a region map (`tasks.imaging.masks`).
     """
 
     source: str
@@ -51,6 +54,7 @@ class About:
     original: Geometry
     crop: Box
     target: int = -1
+    regions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +69,29 @@ class PreparedCase:
 
 
 def prepared_key(
-    volume: str, label: str | None, plan: PreparePlan, classes: Collection[LabelClass], fraction: float, target: int
+    volume: str,
+    label: str | None,
+    plan: PreparePlan,
+    classes: Collection[LabelClass],
+    fraction: float,
+    target: int,
+    *,
+    regions: bool = False,
 ) -> str:
     """The content key of one case under one plan; `classes` and `fraction` are how its label is read."""
-    reading = [c.model_dump(mode="json") for c in classes] if label else []
+    reading: list[object] = [c.model_dump(mode="json") for c in classes] if label else []
+    reading += ["regions"] if label and regions else []
     return content_key("prepared", FORMAT, volume, label or "", plan.key, reading, fraction if label else 0, target)
 
 
 def prepared_keys(dataset: Dataset, recipe: Recipe, plan: PreparePlan) -> dict[tuple[str, str], str]:
     """(volume, label) → key, of every case of a dataset."""
     classes, fraction = recipe.labels.meaning(dataset.classes), recipe.labels.fraction
+    regions = recipe.labels.regions
     return {
-        (row.volume, row.label): prepared_key(row.volume, row.label, plan, classes, fraction, row.target)
+        (row.volume, row.label): prepared_key(
+            row.volume, row.label, plan, classes, fraction, row.target, regions=regions
+        )
         for row in dataset.rows
     }
 
@@ -100,7 +115,7 @@ class PreparedStore:
             _put(group, "image", image.astype(_fitting_type(image), copy=False), ("c", "z", "y", "x"))
             if mask is not None:
                 _put(group, "mask", np.asarray(mask, np.uint8), ("z", "y", "x"))
-                for value, places in class_locations(mask, key).items():
+                for value, places in class_locations(mask, key, regions=about.regions).items():
                     _put(group, f"locations/{value}", places, ("voxel", "axis"))
             self._place.publish(folder, key)
 
@@ -133,18 +148,26 @@ class PreparedStore:
         return self._place.sweep(frozenset(keep), older_than_seconds=older_than_seconds)
 
 
-def class_locations(mask: NDArray[np.uint8], key: str, most: int = MOST_LOCATIONS) -> dict[int, NDArray[np.int32]]:
-    """Up to `most` voxels (n, 3) of each class ≥ 1 that occurs, drawn evenly and the same for the same key."""
+def class_locations(
+    mask: NDArray[np.uint8], key: str, most: int = MOST_LOCATIONS, *, regions: bool = False
+) -> dict[int, NDArray[np.int32]]:
+    """Up to `most` voxels (n, 3) of each class ≥ 1 that occurs, drawn evenly and the same for the same key.
+
+    Class i + 1 is the value i + 1 of a label map, and the bit i of a region map.
+    """
     rng = np.random.default_rng(int(content_key("locations", key)[:16], 16))
     flat = mask.ravel()
     foreground = np.flatnonzero(flat)
     values = flat[foreground]
     places = {}
-    for value in np.unique(values):
-        found = foreground[values == value]
+    numbers = range(1, int(values.max(initial=0)).bit_length() + 1) if regions else np.unique(values).tolist()
+    for number in numbers:
+        found = foreground[inside(values, number - 1, regions=regions)]
+        if not len(found):
+            continue
         if len(found) > most:
             found = np.sort(rng.choice(found, most, replace=False))
-        places[int(value)] = np.stack(np.unravel_index(found, mask.shape), axis=1).astype(np.int32)
+        places[number] = np.stack(np.unravel_index(found, mask.shape), axis=1).astype(np.int32)
     return places
 
 
@@ -209,6 +232,7 @@ def _to_json(about: About) -> dict[str, Any]:
         "original": about.original.to_json(),
         "crop": [list(r) for r in about.crop],
         "target": about.target,
+        "regions": about.regions,
     }
 
 
@@ -220,4 +244,5 @@ def _from_json(data: Mapping[str, Any]) -> About:
         original=Geometry.from_json(data["original"]),
         crop=(z, y, x),
         target=int(data["target"]),
+        regions=bool(data.get("regions", False)),
     )
