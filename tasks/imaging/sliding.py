@@ -95,12 +95,8 @@ def sliding_bands(
     """
     device = torch.device(device)
     framed, flat = _Framed(image, tile), tile[0] == 1
-    corners = list(_corners(framed.size, tile, overlap))
     adding: _Accumulator | None = None
-    for chunk in _chunks(corners, batch or _batch_size(device, tile)):
-        if cancelled():
-            raise InterruptedError
-        tiles = torch.stack([framed.tile(corner) for corner in chunk]).to(device, torch.float32, non_blocking=True)
+    for chunk, tiles in _tiles(framed, tile, overlap, batch, device, cancelled):
         probabilities = class_probabilities(
             network, tiles[:, :, 0] if flat else tiles, mirror_axes, precision, activation=activation
         )
@@ -111,6 +107,39 @@ def sliding_bands(
             adding.add(corner, part)
     assert adding is not None  # noqa: S101 - every image has at least one tile
     yield from adding.finished(framed.size[0])
+
+
+def image_tiles(
+    image: Planes,
+    tile: IntTriple,
+    overlap: float,
+    *,
+    batch: int = 0,
+    device: torch.device | str = "cpu",
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[list[tuple[int, ...]], Tensor]]:
+    """(first voxels in `image`, tiles (n, c, *tile) float32 on `device`), a few at a time, as `sliding_bands` takes
+    them. A first voxel is negative where the image is smaller than a tile: zeros are around it then.
+    """
+    framed = _Framed(image, tile)
+    for chunk, tiles in _tiles(framed, tile, overlap, batch, torch.device(device), cancelled):
+        yield [tuple(c - part.start for c, part in zip(corner, framed.inside, strict=True)) for corner in chunk], tiles
+
+
+def _tiles(
+    framed: _Framed,
+    tile: IntTriple,
+    overlap: float,
+    batch: int,
+    device: torch.device,
+    cancelled: Callable[[], bool],
+) -> Iterator[tuple[list[tuple[int, ...]], Tensor]]:
+    corners = list(_corners(framed.size, tile, overlap))
+    for chunk in _chunks(corners, batch or _batch_size(device, tile)):
+        if cancelled():
+            raise InterruptedError
+        tiles = torch.stack([framed.tile(corner) for corner in chunk])
+        yield chunk, tiles.to(device, torch.float32, non_blocking=True)
 
 
 @torch.inference_mode()
