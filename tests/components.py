@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -30,17 +31,48 @@ from pydicom.uid import SegmentationStorage
 from tasks.cohort.headers import ct_slice, stable_uid
 from tasks.cohort.write import Case, draw_case
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 180.0
+"""For what is certain to happen: long enough for a machine that does other work, or rests for a while."""
 _PLUGINS = Path("/usr/share/orthanc/plugins")
 _ATTEMPTS = 5
-"""Another process may take a port between our finding it free and the component's binding it."""
+"""A program that is no test may take a port between our finding it free and the component's binding it."""
 
 
 def free_port() -> int:
-    """A TCP port on loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody uses, and that no other test is given while this process lives.
+
+    It lies below those that the system hands out: no connection's own end may come to lie on it, not even that of a
+    client that asks for this very port before its server listens.
+    """
+    first = _first_of_the_systems()
+    for port in random.SystemRandom().sample(range(_LOWEST_PORT, first), first - _LOWEST_PORT):
+        if port not in _HELD and _held(port):
+            with socket.socket() as probe, suppress(OSError):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+                return port
+    pytest.fail("no port is free")
+
+
+_LOWEST_PORT = 10_000
+_HELD: dict[int, socket.socket] = {}
+
+
+def _first_of_the_systems() -> int:
+    told = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    return max(int(told[0]), 2 * _LOWEST_PORT)
+
+
+def _held(port: int) -> bool:
+    """Reserve it among all tests on this machine, until this process ends: by a name in the kernel, not by a file."""
+    holder = socket.socket(socket.AF_UNIX)
+    try:
+        holder.bind(f"\0nocturne-test-port-{port}")
+    except OSError:
+        holder.close()
+        return False
+    _HELD[port] = holder
+    return True
 
 
 def until(holds: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
@@ -96,7 +128,7 @@ class _Process:
             return
         (self._process.kill if at_once else self._process.terminate)()
         try:
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -130,7 +162,7 @@ class Orthanc:
 
     def client(self) -> httpx.Client:
         """A client of the REST interface that has logged in."""
-        return httpx.Client(base_url=self.url, auth=(self.user, self.password), timeout=30, trust_env=False)
+        return httpx.Client(base_url=self.url, auth=(self.user, self.password), timeout=120, trust_env=False)
 
     def get(self, path: str) -> Any:
         """The JSON at `path`."""
@@ -222,6 +254,9 @@ def _configuration(orthanc: Orthanc, plugins: list[str], stable_seconds: int) ->
         "AuthenticationEnabled": True,
         "RegisteredUsers": {orthanc.user: orthanc.password},
         "StableAge": stable_seconds,
+        "DicomScpTimeout": 120,
+        "DicomScuTimeout": 120,
+        "HttpTimeout": 120,
         "SyncStorageArea": False,
         "Plugins": plugins,
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
@@ -343,7 +378,7 @@ def _proposals(folder: Path) -> tuple[str, str]:
 
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
-        probe.settimeout(1)
+        probe.settimeout(10)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 

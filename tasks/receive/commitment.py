@@ -27,6 +27,7 @@ from models.hospital import Tls
 from models.pseudonyms import Pseudonymizer
 from tasks.associations import client_context, steadied
 from tasks.receive.reception import Reception
+from tasks.receive.transport import AcceptedAssociation
 from tasks.stores.catalog import Catalog
 from tasks.stores.peek import is_uid
 from tasks.stores.tables import CommitmentRow, InstanceRow, now
@@ -67,7 +68,7 @@ class _Request:
     transaction: str
     references: tuple[_Reference, ...]
     title: str
-    assoc: Association = field(repr=False)
+    assoc: AcceptedAssociation = field(repr=False)
 
 
 class Commitment:
@@ -147,11 +148,13 @@ class Commitment:
         return self._reception.spool.path(row.study, row.instance).is_file()
 
     def _report(self, request: _Request, result: Dataset) -> None:
+        with request.assoc.serving:
+            pass  # the request itself is answered first
         requester = self._requesters.get(request.title)
         until = monotonic() + (_RELEASE_SECONDS if requester else 0.0)
         while request.assoc.is_established and monotonic() < until:
             sleep(0.02)
-        if request.assoc.is_established and _send(request.assoc, result):
+        if request.assoc.report(_kind(result), result, _CALL_SECONDS):
             return
         if requester is None:
             log.warning("a storage commitment stays unanswered: its requester has gone, and where it is is not known")
@@ -232,11 +235,14 @@ def _result(transaction: str, judged: Iterable[_Reference]) -> Dataset:
     return result
 
 
+def _kind(result: Dataset) -> int:
+    return SOME_FAILED if "FailedSOPSequence" in result else ALL_SAFE
+
+
 def _send(assoc: Association, result: Dataset) -> bool:
-    kind = SOME_FAILED if "FailedSOPSequence" in result else ALL_SAFE
     try:
         status, _ = assoc.send_n_event_report(
-            result, kind, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+            result, _kind(result), StorageCommitmentPushModel, StorageCommitmentPushModelInstance
         )
     except (RuntimeError, ValueError):  # it was closed in the meantime
         return False

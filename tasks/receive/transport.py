@@ -17,14 +17,24 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from io import BytesIO
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import cycle
 from queue import Queue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from pydicom.dataset import Dataset
 from pynetdicom import evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.dsutils import encode
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
+)
 from pynetdicom.transport import AddressInformation, AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from models.errors import SettingsError
@@ -175,6 +185,14 @@ class _Told(Queue[Any]):
         self._news.set()
 
 
+class _Messages(DIMSEServiceProvider):
+    """Sends whole messages: pynetdicom lets two threads mix theirs."""
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        with self.dul.sending:  # type: ignore[attr-defined]
+            super().send_msg(primitive, context_id)
+
+
 class AcceptedAssociation(Association):
     """An association that a peer asked for, over our upper layer."""
 
@@ -191,6 +209,10 @@ class AcceptedAssociation(Association):
         checkpoint = _Checkpoint()
         checkpoint.set()
         self._reactor_checkpoint = checkpoint
+        self._numbers = cycle(range(1, 1 << 16))
+        self._confirmations: dict[int, threading.Event] = {}
+        self.serving = threading.Lock()  # held until a request has been answered
+        self.dimse = _Messages(self)
         self.dimse.msg_queue = _Told(checkpoint.news)
         self.dul.to_user_queue = _Told(checkpoint.news)
         self.connection = Connection(self, client)
@@ -203,6 +225,37 @@ class AcceptedAssociation(Association):
         finally:
             self.dul.kill_dul()
             self.connection.wake()
+
+    def report(self, kind: int, result: Dataset, seconds: float) -> bool:
+        """Tell the result of a storage commitment; True once the peer has confirmed it.
+
+        Not pynetdicom's `send_n_event_report`: that takes the next request of a busy peer for the confirmation.
+        """
+        wanted = [c for c in self.accepted_contexts if c.abstract_syntax == StorageCommitmentPushModel]
+        if not wanted or not self.is_established:
+            return False
+        syntax = wanted[0].transfer_syntax[0]
+        request = N_EVENT_REPORT()
+        request.MessageID = number = next(self._numbers)
+        request.AffectedSOPClassUID = StorageCommitmentPushModel
+        request.AffectedSOPInstanceUID = StorageCommitmentPushModelInstance
+        request.EventTypeID = kind
+        request.EventInformation = BytesIO(encode(result, syntax.is_implicit_VR, syntax.is_little_endian) or b"")
+        confirmed = self._confirmations[number] = threading.Event()
+        self.dimse.send_msg(request, wanted[0].context_id or 0)
+        until = monotonic() + seconds
+        while self.is_established and monotonic() < until and not confirmed.wait(_LOOK_SECONDS):
+            pass
+        del self._confirmations[number]
+        return confirmed.is_set()
+
+    def _serve_request(self, msg: Any, context_id: int) -> None:
+        if isinstance(msg, N_EVENT_REPORT) and msg.MessageIDBeingRespondedTo is not None:
+            if confirmed := self._confirmations.get(msg.MessageIDBeingRespondedTo):
+                confirmed.set()
+            return
+        with self.serving:
+            super()._serve_request(msg, context_id)
 
     def cut(self) -> None:
         """Close the connection under the association."""

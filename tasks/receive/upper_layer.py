@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ class UpperLayer(DULServiceProvider):
         super().__init__(assoc)
         self.daemon = True
         self._limits, self._store, self._wake = limits, store, wake
+        self.sending = threading.Lock()  # held while the fragments of one message are queued: none may come between
         self._run_loop_delay = 0  # `ready` of our socket waits instead
         self._buffer = bytearray(_CONTROL_BYTES)
         self._fragments: deque[Fragment] = deque()
@@ -267,10 +269,8 @@ class UpperLayer(DULServiceProvider):
         self._hand_over(context, control, data)
 
     def _hand_over(self, context: int, control: int, data: bytes | memoryview) -> None:
-        primitive = P_DATA()
         try:
-            primitive.presentation_data_value_list = [[context, bytes([control & 3]) + data]]  # type: ignore[list-item]
-            self.assoc.dimse.receive_primitive(primitive)
+            self.assoc.dimse.receive_primitive(_primitive(context, control & 3, data))
         except Exception:  # noqa: BLE001 whatever a hostile message does to the decoder
             raise Malformed("a message that cannot be decoded") from None
 
@@ -312,12 +312,22 @@ class UpperLayer(DULServiceProvider):
         message = _answer(request, status, comment)
         limit = self.assoc.requestor.maximum_length or len(message) + _ITEM.size
         step = max(limit - _ITEM.size, 1)
-        for start in range(0, len(message), step):
-            part = message[start : start + step]
-            control = 3 if start + step >= len(message) else 1
-            item = _ITEM.pack(len(part) + 2, request.context_id, control) + part
-            if self.socket:
-                self.socket.send(_HEADER.pack(_P_DATA, 0, len(item)) + item)
+        with self.sending:
+            queued = self.to_provider_queue.qsize() > 0  # another message goes first, and goes whole
+            for start in range(0, len(message), step):
+                part = message[start : start + step]
+                control = 3 if start + step >= len(message) else 1
+                if queued:
+                    self.to_provider_queue.put(_primitive(request.context_id, control, part))
+                elif self.socket:
+                    item = _ITEM.pack(len(part) + 2, request.context_id, control) + part
+                    self.socket.send(_HEADER.pack(_P_DATA, 0, len(item)) + item)
+
+
+def _primitive(context: int, control: int, data: bytes | memoryview) -> P_DATA:
+    primitive = P_DATA()
+    primitive.presentation_data_value_list = [[context, bytes([control]) + data]]  # type: ignore[list-item]
+    return primitive
 
 
 def _split(body: memoryview) -> deque[Fragment]:

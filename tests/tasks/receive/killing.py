@@ -21,9 +21,11 @@ from tasks.receive.reception import Reception
 from tasks.stores.catalog import Catalog
 from tasks.stores.spool import Spool, digest_of
 from tasks.stores.tables import ArrivalRow, InstanceRow
+from tests.components import free_port
+from tests.tasks.receive.peer import associate
 from tests.tasks.receive.samples import encoded, instance
 
-START_SECONDS = 60
+START_SECONDS = 180
 
 
 class Killed:
@@ -40,7 +42,7 @@ class Killed:
 
     def run(self, kills: int, associations: int) -> tuple[int, int]:
         """How many instances were acknowledged, and how many of them are not there, whole and in the catalog."""
-        self._port = _free_port()
+        self._port = free_port()
         senders = [threading.Thread(target=self._send, args=(n,), daemon=True) for n in range(associations)]
         process = self._start()
         for sender in senders:
@@ -92,7 +94,7 @@ class Killed:
             ae.acse_timeout = ae.network_timeout = ae.connection_timeout = 20
             ae.dimse_timeout = 3  # pynetdicom may not notice that its association has ended before it waits
             ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
-            assoc = ae.associate("127.0.0.1", self._port)
+            assoc = associate(ae, self._port)
             while assoc.is_established and not self._over.is_set():
                 seed += 1
                 self._store(assoc, _another(template, seed), study)
@@ -122,12 +124,6 @@ def _another(template: Dataset, seed: int) -> Dataset:
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     ds.InstanceNumber = seed
     return ds
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def listens(port: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,18 +23,18 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from models.errors import StoreBusyError
 from models.hospital import Listener as Settings
 from models.pseudonyms import Pseudonymizer
+from tasks.receive import commitment
 from tasks.receive.commitment import CLASS_CONFLICT, NO_SUCH_INSTANCE, Requester
 from tasks.receive.listener import Listener
 from tasks.receive.reception import Reception
 from tasks.stores.catalog import Catalog
 from tasks.stores.spool import Spool
 from tasks.stores.tables import ArrivalRow, CommitmentRow, InstanceRow
-from tests.components import free_port, part10, running_orthanc, until
+from tests.components import part10, running_orthanc, until
+from tests.tasks.receive.peer import PATIENCE, associate, sender, unhurried
 from tests.tasks.receive.samples import instance
 from tests.tasks.receive.test_listener import Listen, status
 from tests.tasks.receive.test_listener import listen as listen
-
-PATIENCE = 60
 
 
 class Answers:
@@ -41,40 +42,41 @@ class Answers:
 
     def __init__(self) -> None:
         self._found: queue.Queue[tuple[int, Dataset]] = queue.Queue()
-        self._handled = False
-        self._answered = threading.Event()
-        self.handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, self._told), (evt.EVT_PDU_SENT, self._sent)]
+        self._reports = self._confirmed = 0
+        self.handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, self._tell), (evt.EVT_PDU_SENT, self._sent)]
 
     def next(self) -> tuple[int, Dataset]:
-        """The next result, once its receipt has been confirmed: only then may the association be ended."""
-        found = self._found.get(timeout=PATIENCE)
-        assert self._answered.wait(PATIENCE)
-        return found
+        """The next result."""
+        return self._found.get(timeout=PATIENCE)
 
-    def _told(self, event: Any) -> tuple[int, None]:
+    def settle(self) -> None:
+        """Wait until all receipts have gone out: pynetdicom's release does not."""
+        until(lambda: self._confirmed == self._reports, "results to be confirmed")
+
+    def _tell(self, event: Any) -> tuple[int, None]:
+        self._reports += 1
         self._found.put((event.event_type, event.event_information))
-        self._handled = True
         return 0, None
 
     def _sent(self, event: Any) -> None:
-        if self._handled:
-            self._answered.set()
+        command_field = struct.pack("<HHLH", 0, 0x0100, 2, 0x8100)
+        self._confirmed += command_field in event.pdu.encode()
 
 
 def requester() -> AE:
-    ae = AE("SCU")
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = PATIENCE
+    ae = sender()
     ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
     ae.add_requested_context(StorageCommitmentPushModel)
     return ae
 
 
 @contextmanager
-def associated(port: int, answers: Answers) -> Iterator[Association]:
-    assoc = requester().associate("127.0.0.1", port, evt_handlers=answers.handlers)
+def opened(port: int, answers: Answers) -> Iterator[Association]:
+    assoc = associate(requester(), port, handlers=answers.handlers)
     assert assoc.is_established
     try:
         yield assoc
+        answers.settle()
     finally:
         if assoc.is_established:
             assoc.release()
@@ -105,7 +107,7 @@ def test_what_is_safe_is_committed_and_its_study_is_told_whole(
 ) -> None:
     answers, transaction = Answers(), generate_uid()
     datasets = [instance("1.2.3.4", seed=n) for n in range(3)]
-    with associated(listen().port, answers) as assoc:
+    with opened(listen().port, answers) as assoc:
         assert [status(assoc, ds) for ds in datasets] == [0, 0, 0]
         assert ask(assoc, *map(of, datasets), transaction=transaction) == 0
         kind, told = answers.next()
@@ -129,7 +131,7 @@ def test_what_is_missing_or_of_another_class_is_named(
 ) -> None:
     answers = Answers()
     kept, gone, never = instance("1.2.3.4"), instance("1.2.3.4", seed=1), instance()
-    with associated(listen().port, answers) as assoc:
+    with opened(listen().port, answers) as assoc:
         assert status(assoc, kept) == status(assoc, gone) == 0
         reception.flush()
         (row,) = catalog.find(InstanceRow, InstanceRow.sop_uid == pseudonymizer.uid(gone.SOPInstanceUID))
@@ -148,9 +150,24 @@ def test_what_is_missing_or_of_another_class_is_named(
     assert found.told_at is None  # not whole: something is missing
 
 
+def test_a_requester_need_not_wait_for_one_answer_before_it_asks_again(listen: Listen) -> None:
+    answers = Answers()
+    transactions = [generate_uid() for _ in range(12)]
+    with opened(listen().port, answers) as assoc:
+        unhurried(assoc)
+        datasets = [instance(seed=n) for n in range(4)]
+        for turn, transaction in enumerate(transactions):
+            assert status(assoc, datasets[turn % 4]) == 0
+            assert ask(assoc, of(datasets[turn % 4]), transaction=transaction) == 0
+        told = [answers.next() for _ in transactions]
+        assert assoc.is_established
+    assert {kind for kind, _ in told} == {1}
+    assert {result.TransactionUID for _, result in told} == set(transactions)
+
+
 def test_requests_that_make_no_sense_are_refused(listen: Listen) -> None:
     answers = Answers()
-    with associated(listen().port, answers) as assoc:
+    with opened(listen().port, answers) as assoc:
         assert ask(assoc, of(instance()), action=2) == 0x0123
         assert ask(assoc, (CTImageStorage, "not a UID")) == 0x0115
         assert ask(assoc, of(instance()), transaction="x") == 0x0115
@@ -159,19 +176,21 @@ def test_requests_that_make_no_sense_are_refused(listen: Listen) -> None:
 
 
 def test_a_requester_that_has_gone_is_called(
-    reception: Reception, catalog: Catalog, pseudonymizer: Pseudonymizer
+    reception: Reception, catalog: Catalog, pseudonymizer: Pseudonymizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers, port = Answers(), free_port()
+    monkeypatch.setattr(commitment, "_RELEASE_SECONDS", PATIENCE)
+    answers = Answers()
     mine = AE("SCU")
     mine.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
-    server = mine.start_server(("127.0.0.1", port), block=False, evt_handlers=answers.handlers)
+    server = mine.start_server(("127.0.0.1", 0), block=False, evt_handlers=answers.handlers)
+    assert server
     settings = Settings(port=0, free_bytes=0)
-    places = {"SCU": Requester("127.0.0.1", port)}
+    places = {"SCU": Requester("127.0.0.1", server.server_address[1])}
     ds = instance()
     try:
         with (
             Listener(settings, reception, catalog, pseudonymizer, requesters=places) as listener,
-            associated(listener.port, Answers()) as assoc,
+            opened(listener.port, Answers()) as assoc,
         ):
             assert status(assoc, ds) == 0
             assert ask(assoc, of(ds)) == 0
@@ -179,8 +198,8 @@ def test_a_requester_that_has_gone_is_called(
             kind, told = answers.next()
             assert kind == 1
             assert told.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == ds.SOPInstanceUID
+            answers.settle()
     finally:
-        assert server
         server.shutdown()
 
 
@@ -189,7 +208,7 @@ def reporting(listener: Listener, *, role: bool) -> Iterator[Association]:
     """A PACS that opens an association to us for its answer."""
     ae = requester()
     roles = [build_role(StorageCommitmentPushModel, scp_role=True)] if role else []
-    assoc = ae.associate("127.0.0.1", listener.port, ext_neg=roles)
+    assoc = associate(ae, listener.port, ext_neg=roles)
     assert assoc.is_established
     try:
         yield assoc
@@ -284,7 +303,7 @@ def test_orthanc_asks_and_is_answered_and_answers(
             catalog.add(CommitmentRow(transaction=pseudonymizer.uid(transaction), delivery="d"))
             ae = requester()
             ae.ae_title = "NOCTURNE"
-            assoc = ae.associate("127.0.0.1", orthanc.dicom_port, ae_title="ORTHANC")
+            assoc = associate(ae, orthanc.dicom_port, ae_title="ORTHANC")
             assert assoc.is_established
             assert ask(assoc, of(ds), of(instance()), transaction=transaction) == 0
             assoc.release()

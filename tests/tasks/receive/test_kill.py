@@ -29,7 +29,7 @@ def test_a_listener_that_is_told_to_stop_ends_by_itself(tmp_path: Path) -> None:
     try:
         until(lambda: listens(port) or process.poll() is not None, "the listener to run")
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=180)
         assert process.returncode == 0, told.decode()
     finally:
         process.kill()

@@ -22,7 +22,6 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
 )
-from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -30,6 +29,7 @@ from models.errors import ServiceUnavailableError
 from models.hospital import Caller
 from models.hospital import Listener as Settings
 from models.pseudonyms import Pseudonymizer
+from tasks.receive import listener as listener_module
 from tasks.receive.listener import Listener, supported_contexts
 from tasks.receive.reception import Reception
 from tasks.stores import spool as spool_module
@@ -37,6 +37,7 @@ from tasks.stores.catalog import Catalog
 from tasks.stores.spool import Spool
 from tasks.stores.tables import ArrivalRow, InstanceRow, QuarantineRow
 from tests.components import needs, until
+from tests.tasks.receive.peer import PATIENCE, associate, sender
 from tests.tasks.receive.samples import encoded, instance, write
 
 ENVIRONMENT = os.environ | {"TCP_NODELAY": "1"}
@@ -63,12 +64,11 @@ def listen(reception: Reception, catalog: Catalog, pseudonymizer: Pseudonymizer)
 def associated(
     listener: Listener, *, title: str = "SCU", syntaxes: tuple[str, ...] = (ExplicitVRLittleEndian,)
 ) -> Iterator[Association]:
-    ae = AE(title)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = 60
+    ae = sender(title)
     ae.add_requested_context(Verification)
     for syntax in syntaxes:
         ae.add_requested_context(CTImageStorage, syntax)
-    assoc = ae.associate("127.0.0.1", listener.port)
+    assoc = associate(ae, listener.port)
     try:
         yield assoc
     finally:
@@ -83,9 +83,18 @@ def status(assoc: Association, ds: Dataset) -> int:
 
 def sent(program: str, listener: Listener, *arguments: str) -> subprocess.CompletedProcess[str]:
     needs(program)
-    command = [program, "-v", *arguments[:-1], "127.0.0.1", str(listener.port), *arguments[-1:]]
+    command = [
+        program,
+        "-v",
+        "-ta",
+        f"{PATIENCE:.0f}",
+        *arguments[:-1],
+        "127.0.0.1",
+        str(listener.port),
+        *arguments[-1:],
+    ]
     return subprocess.run(
-        [part for part in command if part], capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+        [part for part in command if part], capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE
     )
 
 
@@ -198,8 +207,9 @@ def send_as(assoc: Association, ds: Dataset, sop_instance: str) -> Dataset:
     assoc.dimse.send_msg(request, context)
     _, answer = assoc.dimse.get_msg(block=True)
     assoc._reactor_checkpoint.set()
+    assert answer
     found = Dataset()
-    found.Status = answer.Status  # type: ignore[union-attr]
+    found.Status = answer.Status
     return found
 
 
@@ -252,7 +262,7 @@ def test_a_disk_that_is_really_full(catalog: Catalog, pseudonymizer: Pseudonymiz
         for path in spool.root.rglob("*.dcm"):
             spool.verify(path)
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
 
 
 def test_an_instance_that_is_too_large_is_refused_and_the_next_one_is_not(listen: Listen, spool: Spool) -> None:
@@ -311,7 +321,7 @@ def test_only_callers_on_the_list_get_in(listen: Listen, callers: list[Caller], 
 
 def test_an_address_that_no_caller_has_is_cut_off_at_once(listen: Listen) -> None:
     listener = listen(callers=[Caller(ae_title="SCU", addresses=("10.0.0.0/8",))])
-    with socket.create_connection(("127.0.0.1", listener.port), timeout=60) as probe:
+    with socket.create_connection(("127.0.0.1", listener.port), timeout=PATIENCE) as probe:
         assert probe.recv(1) == b""
     assert listener.figures()["turned_away"] == 1
 
@@ -327,14 +337,17 @@ def test_associations_are_counted_per_address_and_in_all(listen: Listen) -> None
         assert again.is_established
 
 
-def test_stopping_lets_an_instance_finish_and_ends_the_association(listen: Listen, spool: Spool) -> None:
+def test_stopping_lets_an_instance_finish_and_ends_the_association(
+    listen: Listen, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "STOP_SECONDS", PATIENCE)
     listener = listen()
     taking, go = threading.Event(), threading.Event()
     write_spool = spool.write
 
     def slow(*parts: object, **command: object) -> object:
         taking.set()
-        go.wait(30)
+        go.wait(PATIENCE)
         return write_spool(*parts, **command)  # type: ignore[arg-type]
 
     spool.write = slow  # type: ignore[method-assign, assignment]
@@ -342,12 +355,12 @@ def test_stopping_lets_an_instance_finish_and_ends_the_association(listen: Liste
     with associated(listener) as assoc:
         sending = threading.Thread(target=lambda: found.append(status(assoc, instance())))
         sending.start()
-        assert taking.wait(30)
+        assert taking.wait(PATIENCE)
         stopping = threading.Thread(target=listener.stop)
         stopping.start()
         go.set()
-        stopping.join(60)
-        sending.join(60)
+        stopping.join(PATIENCE)
+        sending.join(PATIENCE)
         assert found == [0]
         until(lambda: not assoc.is_established, "the association to end")
     assert len(list(spool.root.rglob("*.dcm"))) == 1
