@@ -24,4 +24,4 @@ class Killed(Dispatcher):
 if __name__ == "__main__":
     home, destination, delivery = sys.argv[1:]
     target = Destination.model_validate_json(destination)
-    Killed(stores_at(Path(home)), [target], ae_title="NOCTURNE").attempt(DeliveryRef.to(delivery))
+    Killed(stores_at(Path(home)), [target], ae_title="NOCTURNE", lease_seconds=3600.0).attempt(DeliveryRef.to(delivery))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ from models.hospital import Tls
 from tasks.deliver.dimse import FIND
 
 SUCCESS = 0x0000
+_N_ACTION_ANSWER = struct.pack("<HHLH", 0, 0x0100, 2, 0x8130)
+"""The element of a command that says what it is (PS3.7 E.1)."""
 
 
 @dataclass
@@ -63,9 +66,12 @@ class Pacs:
 
     def commit(self, event: evt.Event) -> tuple[int, None]:
         self.asked.append(event.action_information)
-        if self.answers:
-            threading.Thread(target=self._report, args=(event.assoc, event.action_information), daemon=True).start()
         return SUCCESS, None
+
+    def sent(self, event: evt.Event) -> None:
+        """Report once the request itself has been answered: pynetdicom would let the report go first."""
+        if self.answers and _N_ACTION_ANSWER in event.pdu.encode():
+            threading.Thread(target=self._report, args=(event.assoc, self.asked[-1]), daemon=True).start()
 
     def _report(self, association: Any, request: Dataset) -> None:
         report = Dataset()
@@ -93,6 +99,7 @@ def running(pacs: Pacs, *, tls: Any = None) -> Iterator[Pacs]:
     handlers = [
         (evt.EVT_C_STORE, pacs.store),
         (evt.EVT_N_ACTION, pacs.commit),
+        (evt.EVT_PDU_SENT, pacs.sent),
         (evt.EVT_C_FIND, pacs.find),
     ]
     server = ae.start_server(("127.0.0.1", pacs.port), block=False, evt_handlers=handlers, ssl_context=tls)
@@ -137,7 +144,9 @@ def server_context(tls: Tls) -> ssl.SSLContext:
 
 @contextmanager
 def losing_answers(port: int, keep: Callable[[bytes], bool]) -> Iterator[int]:
-    """A proxy to `port`: all that is asked arrives, and of the answers only what `keep` wants. Yields its own port."""
+    """A proxy to `port`: all that is asked arrives, and with the first answer that `keep` does not want the connection
+    is lost. Yields its own port.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -157,13 +166,17 @@ def losing_answers(port: int, keep: Callable[[bytes], bool]) -> Iterator[int]:
 
 def _pass_on(source: socket.socket, target: socket.socket, wanted: Callable[[bytes], bool] | None) -> None:
     with suppress(OSError), source, target:
-        while data := source.recv(1 << 16):
-            if wanted is None or wanted(data):
+        try:
+            while (data := source.recv(1 << 16)) and (wanted is None or wanted(data)):
                 target.sendall(data)
+        finally:
+            for end in (source, target):  # whoever waits at one of them is woken
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
 
 
 def no_dimse_answers(data: bytes) -> bool:
-    """Associations are accepted and released; every message (a P-DATA-TF, PS3.8 9.3.5) is lost."""
+    """Associations are accepted and released; the first message (a P-DATA-TF, PS3.8 9.3.5) is lost."""
     return data[0] != 0x04
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import subprocess
@@ -42,6 +43,8 @@ from tests.tasks.deliver.pacs import (
 )
 
 OURS = "NOCTURNE"
+PATIENCE = 180.0
+"""Seconds for whatever is certain to happen."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Post:
         return self.dispatcher(destination, **options).attempt(ref)
 
     def dispatcher(self, *destinations: Destination, **options: Any) -> Dispatcher:
-        return Dispatcher(self.stores, destinations, ae_title=OURS, **{"wait_seconds": 30.0, **options})
+        return Dispatcher(self.stores, destinations, ae_title=OURS, **{"wait_seconds": PATIENCE, **options})
 
     def make_due(self) -> None:
         """As if the time until the next attempt were over."""
@@ -105,19 +108,19 @@ def post(analysed: tuple[Path, AnalysisRef, Dataset], tmp_path: Path) -> Iterato
 
 def by_dimse(port: int, **options: Any) -> Destination:
     values = {"name": "archive", "kind": "dicom", "ae_title": "PACS", "host": "127.0.0.1", "port": port}
-    return Destination.model_validate({**values, "commitment": False, "timeout_seconds": 10.0, **options})
+    return Destination.model_validate({**values, "commitment": False, "timeout_seconds": PATIENCE, **options})
 
 
 def by_stow(url: str, **options: Any) -> Destination:
     return Destination.model_validate(
-        {"name": "web", "kind": "dicomweb", "url": url, "timeout_seconds": 10.0, **options}
+        {"name": "web", "kind": "dicomweb", "url": url, "timeout_seconds": PATIENCE, **options}
     )
 
 
 def to_orthanc(orthanc: Orthanc, kind: str, **options: Any) -> Destination:
     if kind == "dicom":
-        return by_dimse(orthanc.dicom_port, ae_title=orthanc.ae_title, timeout_seconds=30.0, **options)
-    return by_stow(orthanc.dicomweb, user=orthanc.user, password=orthanc.password, timeout_seconds=30.0, **options)
+        return by_dimse(orthanc.dicom_port, ae_title=orthanc.ae_title, **options)
+    return by_stow(orthanc.dicomweb, user=orthanc.user, password=orthanc.password, **options)
 
 
 def assert_one_copy(post: Post, orthanc: Orthanc) -> None:
@@ -175,9 +178,9 @@ def test_a_lost_answer_to_c_store(post: Post, orthanc: Orthanc) -> None:
     orthanc.know(OURS, free_port())
     direct = to_orthanc(orthanc, "dicom")
     with losing_answers(orthanc.dicom_port, no_dimse_answers) as port:
-        told = post.send(direct.model_copy(update={"port": port, "timeout_seconds": 5.0}))
+        told = post.send(direct.model_copy(update={"port": port}))
     assert told.state == "waiting"
-    assert "did not answer in time" in told.detail
+    assert "closed the association" in told.detail
     until(lambda: orthanc.get("/statistics")["CountInstances"] == 1, "the first object has arrived all the same")
     post.make_due()
     assert post.send(direct).state == "sent"
@@ -188,7 +191,7 @@ def test_a_lost_answer_to_stow(post: Post, orthanc: Orthanc) -> None:
     direct = to_orthanc(orthanc, "dicomweb")
     with losing_answers(orthanc.http_port, lambda data: False) as port:
         url = orthanc.dicomweb.replace(str(orthanc.http_port), str(port))
-        told = post.send(direct.model_copy(update={"url": url, "timeout_seconds": 1.0}))
+        told = post.send(direct.model_copy(update={"url": url}))
     assert told.state == "waiting"
     until(lambda: orthanc.get("/statistics")["CountInstances"] == 1, "the first object has arrived all the same")
     post.make_due()
@@ -272,18 +275,18 @@ def test_a_flow_waits_for_the_relay_that_was_quicker(post: Post) -> None:
 
     def slow(ds: Dataset) -> int:
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(PATIENCE)
         return SUCCESS
 
     with running(Pacs(answer=slow)) as pacs:
-        destination = by_dimse(pacs.port, timeout_seconds=60.0)
+        destination = by_dimse(pacs.port)
         (ref,) = enqueue(post.stores, post.analysis, [destination])
         relay = threading.Thread(target=post.dispatcher(destination).run_due)
         relay.start()
-        assert begun.wait(60)
+        assert begun.wait(PATIENCE)
         assert post.dispatcher(destination).attempt(ref).state == "waiting", "the relay has the lease"
         threading.Timer(0.5, go_on.set).start()
-        assert post.dispatcher(destination).see_through(ref).state == "sent"
+        assert post.dispatcher(destination).see_through(ref, seconds=PATIENCE).state == "sent"
         relay.join()
         assert len(pacs.stored) == 2
 
@@ -309,6 +312,26 @@ def test_what_a_status_means(post: Post, status: int, state: str) -> None:
         assert f"0x{status:04X}" in told.detail
         assert told.detail.startswith("archive: ")
         assert post.message().error == told.detail
+
+
+def test_an_ae_that_never_answers_is_given_up_for_now(post: Post) -> None:
+    over, names = threading.Event(), (f"archive{n}" for n in itertools.count())
+
+    def silent(ds: Dataset) -> int:
+        over.wait()
+        return SUCCESS
+
+    def given_up(port: int) -> bool:
+        """The association itself may be too slow for a second: then another delivery is tried."""
+        told = post.send(by_dimse(port, name=next(names), timeout_seconds=1.0))
+        assert told.state == "waiting"
+        return "did not answer in time" in told.detail
+
+    with running(Pacs(answer=silent)) as pacs:
+        try:
+            until(lambda: given_up(pacs.port), "an answer that is not waited for any longer")
+        finally:
+            over.set()
 
 
 def test_what_has_arrived_is_not_sent_again(post: Post) -> None:
