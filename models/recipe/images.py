@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, Self
 from pydantic import Field, field_validator, model_validator
 
 from models.recipe.base import Part, Share, Texts
+from models.recipe.preprocess import NormalisationName
 
 
 class Pictured(Protocol):
@@ -62,6 +63,9 @@ class Channel(Selection):
     """One channel of a many-channel image, and the series of a study that it comes from."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
+    normalise: NormalisationName | None = Field(
+        None, description="this channel's normalisation (default: as `preprocess.normalise` says)"
+    )
 
 
 class Images(Selection):
@@ -77,7 +81,7 @@ class Images(Selection):
         "none", description="bring the other channels to the first by a rigid transform (SimpleITK)"
     )
     missing: Literal["refuse", "learn"] = Field(
-        "refuse", description="a study without one of the channels: set aside, or learnt and predicted with zeros there"
+        "refuse", description="a study without a further channel: set aside, or learnt and predicted with zeros there"
     )
     channel_dropout: Share = Field(
         0.2, description='missing = "learn": how often training hides a channel other than the first'
@@ -87,6 +91,10 @@ class Images(Selection):
     def _somewhere(self) -> Self:
         if not self.modality and not self.channels:
             raise ValueError('say which images: modality = "CT", or channels = [{name = …, modality = …}, …]')
+        if self.channels and any(getattr(self, key) != field.default for key, field in Selection.model_fields.items()):
+            raise ValueError("channels: rules on series stand in each channel, not beside `channels`")
+        if any(channel.colour for channel in self.channels):
+            raise ValueError("channels: a colour image is no channel of another")
         names = [channel.name for channel in self.channels]
         if len(set(names)) != len(names):
             raise ValueError("channels: two of them have the same name")

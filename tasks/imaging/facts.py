@@ -12,13 +12,15 @@ from models.plan import ChannelLevels
 
 _PER_AXIS = 64
 _LETTERS = ("LR", "PA", "HF")  # towards rising and falling x, y and z of LPS, as Patient Orientation writes them
+NOTHING = ChannelLevels(p05=0.0, median=0.0, p95=0.0)
+"""Of a channel that is missing."""
 _PLANES = ("sagittal", "coronal", "axial")
 
 
 def channel_levels(array: NDArray[Any]) -> tuple[ChannelLevels, ...]:
     """Percentiles of every channel of ([c,] z, y, x), over a regular sample of its voxels ≠ 0 (all if there are none).
 
-    The sample is a view: nothing of the image is copied.
+    The sample is a view: nothing of the image is copied. A missing channel (NaN throughout) has none.
     """
     channels = array[None] if array.ndim == 3 else array
     steps = tuple(slice(None, None, max(1, n // _PER_AXIS)) for n in channels.shape[1:])
@@ -41,6 +43,8 @@ def _letter(axis: NDArray[np.float64]) -> str:
 
 
 def _levels(sample: NDArray[Any]) -> ChannelLevels:
+    if sample.dtype.kind == "f" and np.isnan(sample).all():
+        return NOTHING
     values = sample[sample != 0]
     low, middle, high = np.percentile(values if values.size else sample, (5, 50, 95))
     return ChannelLevels(p05=float(low), median=float(middle), p95=float(high))

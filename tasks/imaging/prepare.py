@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from models.errors import PixelError
 from models.geometry import Geometry
 from models.plan import IntTriple, PreparePlan
+from tasks.imaging.compose import missing_channels
 from tasks.imaging.crop import Box, box_slices, crop_to, nonzero_box, whole_box
 from tasks.imaging.normalise import normalise
 from tasks.imaging.resample import resample, resample_to_grid
@@ -40,13 +41,17 @@ def prepare_image(array: NDArray[Any], geometry: Geometry, plan: PreparePlan) ->
 
     2-D plans leave z as it is. With `plan.size` (classification) the image keeps its proportions in the slice: it is
     fitted into the size, smoothed where it shrinks, and padded evenly with its darkest value; z is fitted alone.
+    A missing channel (NaN throughout, see `compose`) becomes zeros.
     """
     layout = lay_out(array, geometry, plan)
     channels, crop, target = layout.channels, layout.crop, layout.target
     fitted = layout.inner.resized(_fit(layout.inner, plan.size)) if plan.size else target
     apart = plan.anisotropic or is_thick(layout.inner, fitted)
     result = np.empty((len(channels), *target.shape), np.float32)
-    for channel, out, how in zip(channels, result, plan.normalisation, strict=True):
+    for number, (channel, out, how) in enumerate(zip(channels, result, plan.normalisation, strict=True)):
+        if number in layout.missing:
+            out[...] = 0
+            continue
         values = normalise(filtered(crop_to(channel, crop), plan), how)
         if plan.size is None:
             resample(values, target.shape, anisotropic=apart, out=out)
@@ -59,12 +64,16 @@ def prepare_image(array: NDArray[Any], geometry: Geometry, plan: PreparePlan) ->
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a prepared image will lie: `crop` of the original grid is `inner`, and becomes `target`."""
+    """Where a prepared image will lie: `crop` of the original grid is `inner`, and becomes `target`.
+
+    `missing` channels hold nothing.
+    """
 
     channels: NDArray[Any]
     crop: Box
     inner: Geometry
     target: Geometry
+    missing: tuple[int, ...] = ()
 
 
 def lay_out(array: NDArray[Any], geometry: Geometry, plan: PreparePlan) -> Layout:
@@ -76,10 +85,12 @@ def lay_out(array: NDArray[Any], geometry: Geometry, plan: PreparePlan) -> Layou
             hint="narrow the recipe's `images` to one kind of series",
             reason="unexpected-channels",
         )
-    _check_finite(channels)
-    crop = nonzero_box(channels) if plan.crop == "nonzero" else whole_box(geometry.shape)
+    missing = missing_channels(channels)
+    there = np.delete(channels, missing, axis=0) if missing else channels
+    _check_finite(there)
+    crop = nonzero_box(there) if plan.crop == "nonzero" else whole_box(geometry.shape)
     inner = geometry.cropped(box_slices(crop))
-    return Layout(channels, crop, inner, target_grid(inner, plan))
+    return Layout(channels, crop, inner, target_grid(inner, plan), missing)
 
 
 def filtered(part: NDArray[Any], plan: PreparePlan) -> NDArray[Any]:

@@ -31,6 +31,8 @@ WHOLE_BYTES = 256 << 20
 """Images that take no more than this, before and after, are prepared whole: there is nothing to win."""
 
 _SLICES = 32
+_NOTHING = Normalisation(scheme="none")
+"""Of a channel that is missing."""
 
 
 def prepared_planes(
@@ -44,7 +46,8 @@ def prepared_planes(
     largest = max(len(layout.channels) * math.prod(layout.target.shape), math.prod(layout.inner.shape))
     if 4 * largest > whole_bytes and plan.size is None:
         cropped = crop_to(layout.channels, layout.crop)
-        pointwise = [settled(channel, how, plan) for channel, how in zip(cropped, plan.normalisation, strict=True)]
+        ways = enumerate(zip(cropped, plan.normalisation, strict=True))
+        pointwise = [_NOTHING if c in layout.missing else settled(channel, how, plan) for c, (channel, how) in ways]
         known = [how for how in pointwise if how is not None]
         if len(known) == len(pointwise):
             return StreamedImage(cropped, layout, plan, known), layout
@@ -85,6 +88,9 @@ class StreamedImage:
         """Original slices [start, stop) with the network's values on its in-plane grid."""
         made = np.empty((len(self._cropped), stop - start, *self.shape[2:]), np.float32)
         for channel, out, how in zip(self._cropped, made, self._settled, strict=True):
+            if how is _NOTHING:
+                out[...] = 0
+                continue
             values = normalise(filtered(channel[start:stop], self._plan), how)
             resample(values, out.shape, out=out)
         return made
