@@ -19,6 +19,7 @@ from models.recipe.base import Auto, Kind, Part, Share, Size, SpacingMm
 from models.recipe.images import Channel, Clinical, Images, Pictured, Selection, Variable
 from models.recipe.labels import LabelClass, Labels, LabelSourceName, Split
 from models.recipe.learning import Augment, Loss, Network, Nights, Start, Train
+from models.recipe.losses import misfit
 from models.recipe.preprocess import Clahe, FilterStep, Median, NormalisationName, Preprocess, Wavelet, Window
 
 __all__ = [
@@ -110,6 +111,8 @@ class Recipe(Part):
             raise ValueError("labels.several and labels.of are for a classification")
         if self.kind != "classification" and (self.clinical.variables or self.synthetic):
             raise ValueError("clinical and synthetic are for a classification")
+        if why := misfit(self):
+            raise ValueError(why)
         return self
 
     @classmethod

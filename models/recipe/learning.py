@@ -36,13 +36,15 @@ class Train(Part):
     warmup: float = Field(0.02, ge=0, lt=1, description="share of the budget over which the rate rises")
     loss: Loss = "auto"
     class_weights: Auto | tuple[float, ...] = Field(
-        (), description="weights of the classes in the loss (masks: background first); auto: by their rarity"
+        (),
+        description="weights of the classes in the loss (masks: background first; regions and several classes: of "
+        "their positives); auto: by their rarity, in place of class_balance",
     )
     tversky: tuple[float, float] = Field(
         (0.3, 0.7), description="loss = tversky: weights of false positives and of false negatives"
     )
     class_balance: bool = Field(True, description="classification: sample the classes equally often")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a target that is spread over all classes")
     mixup: float = Field(0.0, ge=0, description="classification: alpha of mixup's Beta distribution; 0: none")
     cutmix: float = Field(0.0, ge=0, description="classification: alpha of cutmix's Beta distribution; 0: none")
     clip: float = Field(12.0, gt=0, description="gradient norm")

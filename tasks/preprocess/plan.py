@@ -11,8 +11,11 @@ from models.errors import RecipeError
 from models.networks import entry_for
 from models.plan import Fingerprint, InferPlan, NetworkPlan, Normalisation, Plan, PreparePlan, TrainPlan
 from models.recipe import Recipe, Window
+from models.recipe.labels import MOST_REGIONS
+from models.recipe.losses import chosen_loss
 from tasks.preprocess.budget import Budget, Sized, size_classification, size_segmentation
 from tasks.preprocess.grids import Device, Grid, choose_grid, choose_size, median_shape
+from tasks.preprocess.rarity import class_weights
 
 MASKED_BELOW = 0.75
 """Share of the image that is not empty, below which a z-score looks inside alone (nnU-Net)."""
@@ -46,10 +49,10 @@ def make_plan(
     grid = choose_grid(recipe, fingerprint, kind)
     budget = Budget.of(recipe, memory_gb, kind, cores)
     cases, channels = len(fingerprint.cases), len(fingerprint.intensities)
-    outputs = len(classes) + (recipe.kind == "segmentation")
+    outputs = _outputs(recipe, classes)
     notes = [*grid.notes]
     if recipe.kind == "classification":
-        if len(classes) < 2:
+        if len(classes) < 2 and not recipe.labels.several:
             raise RecipeError(
                 f"a classification needs two classes, not {len(classes)}",
                 where="labels.classes",
@@ -67,7 +70,9 @@ def make_plan(
     network = _network(recipe, grid, sized, channels, outputs)
     flips, why = _flips(recipe, classes, grid, sized)
     train, more = _train(recipe, grid, sized, cases, flips)
-    notes += [why, *more]
+    weights, told = class_weights(recipe, fingerprint, classes)
+    train = train.model_copy(update={"class_weights": weights})
+    notes += [why, *more, *([told] if told else [])]
     infer = InferPlan(
         tile=train.patch_size,
         overlap=recipe.infer.overlap,
@@ -91,6 +96,17 @@ def make_plan(
         synthesis=recipe.synthesis,
         notes=tuple(notes),
     )
+
+
+def _outputs(recipe: Recipe, classes: Sequence[str]) -> int:
+    if recipe.labels.regions and len(classes) > MOST_REGIONS:
+        raise RecipeError(
+            f"at most {MOST_REGIONS} regions may overlap, not {len(classes)}",
+            where="labels.regions",
+            hint="name fewer in labels.classes",
+        )
+    background = recipe.kind == "segmentation" and not recipe.labels.regions
+    return len(classes) + background
 
 
 # -- preparing --------------------------------------------------------------------------------------------------
@@ -213,8 +229,9 @@ def _train(
         weight_decay=decays[optimiser] if wish.weight_decay == "auto" else wish.weight_decay,
         schedule=("poly" if segmentation else "cosine") if wish.schedule == "auto" else wish.schedule,
         warmup=wish.warmup,
-        loss=("dice_ce" if segmentation else "ce") if wish.loss == "auto" else wish.loss,
-        class_balance=wish.class_balance,
+        loss=chosen_loss(recipe),
+        # Balanced twice, the rare would be the frequent.
+        class_balance=wish.class_balance and wish.class_weights != "auto",
         label_smoothing=wish.label_smoothing,
         clip=wish.clip,
         ema=float(f"{ema:.4g}"),
