@@ -72,6 +72,13 @@ NETWORKS: dict[str, Entry] = {
         measured=False,
         package="monai",
     ),
+    "retinanet": Entry(
+        "models.networks.retinanet:build_retinanet",
+        frozenset({"detection"}),
+        frozenset({2, 3}),
+        "one-stage detector: boxes from a feature pyramid, with focal loss",
+        measured=False,
+    ),
     "resnet": Entry(
         "models.networks.resnet:build_resnet",
         frozenset({"classification"}),

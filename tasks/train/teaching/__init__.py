@@ -67,6 +67,7 @@ class Teaching(Protocol):
 TEACHINGS: Final[Mapping[Kind, str]] = {
     "segmentation": "tasks.train.teaching.segmentation:MaskTeaching",
     "classification": "tasks.train.teaching.classification:ImageTeaching",
+    "detection": "tasks.train.teaching.detection:lesion_teaching",
 }
 
 
