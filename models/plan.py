@@ -248,6 +248,8 @@ class Plan(_Part):
     variables: tuple[VariablePlan, ...] = ()
     detection: Detection = Detection()
     synthesis: Synthesis = Synthesis()
+    unlabelled: tuple[tuple[str, ...], ...] = ()  # pretraining's further cases: each one's volumes, the reference first
+    drift: tuple[Drift, ...] = ()  # of the training cases from those that the champion's plan was made for
     notes: tuple[str, ...] = ()  # what was decided and why, for the report
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -62,6 +62,12 @@ class Learner:
         self.execution: Execution | None = None
         self._runner: nn.Module = self.network
 
+    def begin_from(self, weights: Mapping[str, Tensor], share: float) -> None:
+        """Take over `weights`, some or all of the network's; they go on at `share` of the learning rate."""
+        for network in (self.network, self.average):
+            network.load_state_dict({**network.state_dict(), **weights})
+        self.optimiser = make_optimiser(self.network, self.plan.train, slowed=weights.keys(), share=share)
+
     @property
     def parameters(self) -> int:
         """How many numbers are learnt."""
@@ -93,7 +99,7 @@ class Learner:
         images, targets = self._on_device(batch)
         images, targets = self._augmented(images, targets)
         for group in self.optimiser.param_groups:
-            group["lr"] = train.learning_rate * rate(progress, train)
+            group["lr"] = train.learning_rate * rate(progress, train) * group["share"]
         self.optimiser.zero_grad(set_to_none=True)
         with autocast(self.device, self.execution.precision):
             logits = self._runner(self.execution.lay_out_images(images))
@@ -197,13 +203,19 @@ class Learner:
         restore_random_states(groups["random"], values["random"])
 
 
-def make_optimiser(network: nn.Module, train: TrainPlan) -> torch.optim.Optimizer:
-    """SGD as nnU-Net's (Nesterov, momentum 0.99), or AdamW; norms and biases do not decay."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.ndim <= 1]
+def make_optimiser(
+    network: nn.Module, train: TrainPlan, *, slowed: Collection[str] = (), share: float = 1.0
+) -> torch.optim.Optimizer:
+    """SGD as nnU-Net's (Nesterov, momentum 0.99), or AdamW; norms and biases do not decay.
+
+    The parameters named in `slowed` learn at `share` of the rate; the rest at all of it.
+    """
+    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        kinds.setdefault((name in slowed, parameter.ndim > 1), []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": train.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": kinds[slow, decays], "weight_decay": train.weight_decay * decays, "share": share if slow else 1.0}
+        for slow, decays in sorted(kinds, key=lambda kind: (kind[0], not kind[1]))
     ]
     if train.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=train.learning_rate, momentum=0.99, nesterov=True)
