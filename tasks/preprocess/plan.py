@@ -10,7 +10,7 @@ from typing import Literal
 from models.errors import RecipeError
 from models.networks import entry_for
 from models.plan import Fingerprint, InferPlan, NetworkPlan, Normalisation, Plan, PreparePlan, TrainPlan
-from models.recipe import Recipe, Window
+from models.recipe import Detection, Kind, Recipe, Window
 from models.recipe.labels import MOST_REGIONS
 from models.recipe.losses import chosen_loss
 from tasks.preprocess.budget import Budget, Sized, size_classification, size_segmentation
@@ -24,6 +24,9 @@ SGD_FROM_STEPS = 20_000
 MIRROR_FROM_STEPS, MIRROR_X_FROM_STEPS = 20_000, 5000
 """Mirror images have to be learnt as well: on hippocampi after 1,000 steps Dice 0.86 with all of them, 0.89 without."""
 EPOCH_STEPS = (10, 250)
+
+DEFAULTS: dict[Kind, str] = {"segmentation": "unet", "classification": "resnet", "detection": "retinanet"}
+"""The network that "auto" means."""
 
 Axis = Literal["z", "y", "x"]
 
@@ -92,10 +95,17 @@ def make_plan(
         several=recipe.labels.several,
         of=recipe.labels.of,
         channels=tuple(channel.name for channel in recipe.images.channels),
-        detection=recipe.detection,
+        detection=_detection(recipe),
         synthesis=recipe.synthesis,
         notes=tuple(notes),
     )
+
+
+def _detection(recipe: Recipe) -> Detection:
+    """With its method settled: components learn from every voxel, boxes from a few places, which takes far longer."""
+    if recipe.detection.method != "auto":
+        return recipe.detection
+    return recipe.detection.model_copy(update={"method": "components"})
 
 
 def _outputs(recipe: Recipe, classes: Sequence[str]) -> int:
@@ -105,7 +115,7 @@ def _outputs(recipe: Recipe, classes: Sequence[str]) -> int:
             where="labels.regions",
             hint="name fewer in labels.classes",
         )
-    background = recipe.kind == "segmentation" and not recipe.labels.regions
+    background = recipe.segments and not recipe.labels.regions
     return len(classes) + background
 
 
@@ -180,10 +190,11 @@ def _steady(value: float, std: float) -> float:
 
 
 def _network(recipe: Recipe, grid: Grid, sized: Sized, channels: int, outputs: int) -> NetworkPlan:
-    segmentation = recipe.kind == "segmentation"
+    # A network is of use to a kind of model; a detection by components takes those of a segmentation.
+    use: Kind = "segmentation" if recipe.segments else recipe.kind
     name = recipe.network.name
     plan = NetworkPlan(
-        name=("unet" if segmentation else "resnet") if name == "auto" else name,
+        name=DEFAULTS[use] if name == "auto" else name,
         dimensions=grid.dimensions,
         in_channels=channels,
         out_channels=outputs,
@@ -192,12 +203,13 @@ def _network(recipe: Recipe, grid: Grid, sized: Sized, channels: int, outputs: i
         kernels=sized.topology.kernels,
         dropout=recipe.network.dropout,
         stochastic_depth=recipe.network.stochastic_depth,
-        size=sized.topology.patch if not segmentation else None,
+        size=None if recipe.learns_masks else sized.topology.patch,
     )
     entry = entry_for(plan)
-    if recipe.kind not in entry.kinds:
+    if use not in entry.kinds:
+        told = f" by {_detection(recipe).method}" if recipe.kind == "detection" else ""
         raise RecipeError(
-            f"{plan.name} cannot do {recipe.kind}", where="network.name", hint='leave network.name at "auto"'
+            f"{plan.name} cannot do {recipe.kind}{told}", where="network.name", hint='leave network.name at "auto"'
         )
     deep = recipe.train.deep_supervision and entry.deep_supervision and len(plan.features) >= 3
     return plan.model_copy(update={"deep_supervision": deep})
@@ -206,15 +218,15 @@ def _network(recipe: Recipe, grid: Grid, sized: Sized, channels: int, outputs: i
 def _train(
     recipe: Recipe, grid: Grid, sized: Sized, cases: int, flips: tuple[Axis, ...]
 ) -> tuple[TrainPlan, list[str]]:
-    wish, segmentation = recipe.train, recipe.kind == "segmentation"
+    wish, masks, voxels = recipe.train, recipe.learns_masks, recipe.segments
     steps_per_epoch = wish.steps_per_epoch
     if steps_per_epoch == "auto":
-        steps_per_epoch = _epoch(grid, sized, cases) if segmentation else max(1, math.ceil(cases / sized.batch))
+        steps_per_epoch = _epoch(grid, sized, cases) if masks else max(1, math.ceil(cases / sized.batch))
     total = min(sized.steps, math.inf if wish.epochs is None else float(wish.epochs * int(steps_per_epoch)))
     optimiser = wish.optimiser
     if optimiser == "auto":
-        optimiser = "sgd" if segmentation and total >= SGD_FROM_STEPS else "adamw"
-    rates = {"sgd": 0.01, "adamw": 3e-3 if segmentation else 1e-3}
+        optimiser = "sgd" if voxels and total >= SGD_FROM_STEPS else "adamw"
+    rates = {"sgd": 0.01, "adamw": 3e-3 if voxels else 1e-3}
     decays = {"sgd": 3e-5, "adamw": 1e-2}
     # Averaging over more than a tenth of a short training would keep its beginning.
     ema = min(wish.ema, max(0.0, 1 - 10 / total))
@@ -227,7 +239,7 @@ def _train(
         optimiser=optimiser,
         learning_rate=rates[optimiser] if wish.learning_rate == "auto" else wish.learning_rate,
         weight_decay=decays[optimiser] if wish.weight_decay == "auto" else wish.weight_decay,
-        schedule=("poly" if segmentation else "cosine") if wish.schedule == "auto" else wish.schedule,
+        schedule=("poly" if masks else "cosine") if wish.schedule == "auto" else wish.schedule,
         warmup=wish.warmup,
         loss=chosen_loss(recipe),
         # Balanced twice, the rare would be the frequent.
