@@ -36,6 +36,7 @@ class TrainingRecord(_Part):
     best_step: int
     history: tuple[tuple[int, float, float], ...] = ()  # (step, mean training loss since the last, validation metric)
     notes: tuple[str, ...] = ()
+    folds: tuple[TrainingRecord, ...] = ()  # of each; the rest is then their sum or mean
 
 
 class Member(_Part):
@@ -43,6 +44,10 @@ class Member(_Part):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     plan: Plan | None = None  # None: the package's own
+    weight: float = Field(1.0, gt=0)  # in the mean of the members' probabilities, relative to the others'
+    temperature: float = Field(1.0, gt=0)  # its logits are divided by it before that
+    package: str = ""  # the package that it was copied from
+    recipe: str = ""  # that package's recipe's name
 
 
 class Environment(_Part):
@@ -68,11 +73,16 @@ class ModelPackage(_Part):
     environment: Environment
     threshold: float | None = None  # binary classification: chosen on validation
     keep_largest: tuple[str, ...] = ()  # classes of which only the largest component is kept
-    temperature: float = Field(1.0, gt=0)  # logits are divided by it; chosen on validation
+    temperature: float = Field(1.0, gt=0)  # of the mean of all probabilities; chosen on validation
     thresholds: tuple[float, ...] = ()  # several classes at once: each one's, chosen on validation
     members: tuple[Member, ...] = ()  # none: a single network, whose weights have no prefix
     started_from: str = ""  # the package or the file's digest that the weights came from
     fingerprint: dict[str, Any] = Field(default_factory=dict)  # intensities and spacing, for out-of-distribution checks
+
+    @property
+    def plans(self) -> dict[str, Plan]:
+        """Each network's plan, by the prefix of its weights' names."""
+        return {f"{member.name}.": member.plan or self.plan for member in self.members} or {"": self.plan}
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,16 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.errors import PackageError
 from models.geometry import Geometry
-from models.networks import build
 from models.package import ModelPackage
+from tasks.imaging.calibration import tempered
 from tasks.imaging.components import keep_largest, keep_largest_regions
+from tasks.imaging.crop import whole_box
 from tasks.imaging.device import Precision, choose_device, memory_told
-from tasks.imaging.prepare import prepare_image
-from tasks.imaging.restore import EachAlone, Likeliest, Restorer
+from tasks.imaging.ensemble import Part, averaged, load_parts, nowhere
+from tasks.imaging.prepare import Layout, prepare_image
+from tasks.imaging.restore import EachAlone, Likeliest, Restorer, restored, slab_ranges
 from tasks.imaging.sliding import class_probabilities, sliding_bands
 from tasks.imaging.streamed import WHOLE_BYTES, prepared_planes
+
+Bands = Iterator[tuple[int, NDArray[np.float32]]]
+"""(first slice, probabilities (k, n, y, x)), in order and without gaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Segmentation:
 class Predictor:
     """Build once, use for many images. Raises PackageError where the weights do not fit the plan's network.
 
+    A package's members are applied together: `parts` are those that see the same prepared image, as one network each.
+
     Images whose prepared form takes more than `whole_bytes` are prepared a few slices at a time.
     """
 
@@ -51,12 +57,16 @@ class Predictor:
     ) -> None:
         self.package, self.precision, self.whole_bytes = package, precision, whole_bytes
         self.device = choose_device(device)
-        network = build(package.plan.network)
-        try:
-            network.load_state_dict(dict(weights))
-        except RuntimeError as error:
-            raise PackageError(f"the weights do not fit the network: {error}", where=package.key) from None
-        self.network: nn.Module = network.to(self.device).eval()
+        self.parts = load_parts(package, weights, self.device)
+
+    @property
+    def network(self) -> nn.Module:
+        """The first part's; it may be replaced."""
+        return self.parts[0].network
+
+    @network.setter
+    def network(self, network: nn.Module) -> None:
+        self.parts[0].network = network
 
     def segment(self, array: NDArray[Any], geometry: Geometry) -> Segmentation:
         """The mask of an image ([c,] z, y, x). Raises PixelError where the image does not fit the plan.
@@ -64,22 +74,17 @@ class Predictor:
         Probabilities become labels on the image's own grid while the tiles go on: beside the image and the mask there
         is never more than a band of slices, so the memory that a scan takes does not grow with its length.
         """
-        plan = self.package.plan
+        plan, temperature = self.package.plan, self.package.temperature
+        decision = EachAlone(temperature=temperature) if plan.regions else Likeliest(temperature)
         with memory_told(self.package.key):
-            prepared, layout = prepared_planes(array, geometry, plan.prepare, whole_bytes=self.whole_bytes)
-            decision = EachAlone() if plan.regions else Likeliest()
-            restorer = Restorer(layout.target, layout.crop, geometry, decision=decision)
-            for first, probabilities in sliding_bands(
-                self.network,
-                prepared,
-                plan.infer.tile,
-                plan.infer.overlap,
-                mirror_axes=plan.infer.mirror_axes,
-                activation=plan.activation,
-                precision=self.precision,
-                device=self.device,
-            ):
-                restorer.take(first, probabilities.numpy())
+            if len(self.parts) == 1:
+                bands, layout = self._bands(self.parts[0], array, geometry)
+                restorer = Restorer(layout.target, layout.crop, geometry, decision=decision)
+            else:
+                bands = self._averaged(array, geometry)
+                restorer = Restorer(geometry, whole_box(geometry.shape), geometry, decision=decision)
+            for first, probabilities in bands:
+                restorer.take(first, probabilities)
         kept = [i for i, name in enumerate(plan.classes) if name in self.package.keep_largest]
         labels = restorer.labels
         if kept:
@@ -88,13 +93,43 @@ class Predictor:
 
     def classify(self, array: NDArray[Any], geometry: Geometry) -> NDArray[np.float32]:
         """Probabilities (n classes) of an image ([c,] z, y, x). Raises PixelError where it does not fit the plan."""
-        plan = self.package.plan
+        with memory_told(self.package.key):
+            said = [part.share * self._classified(part, array, geometry) for part in self.parts]
+        independent = self.package.plan.activation == "sigmoid"
+        return tempered(sum(said[1:], said[0]), self.package.temperature, independent=independent)
+
+    def _classified(self, part: Part, array: NDArray[Any], geometry: Geometry) -> NDArray[np.float32]:
+        plan = part.plan
         prepared = prepare_image(array, geometry, plan.prepare)
         images = torch.from_numpy(prepared.array)[None].to(self.device)
         if plan.network.dimensions == 2:
             images = images[:, :, 0]
-        with memory_told(self.package.key):
-            found = class_probabilities(
-                self.network, images, plan.infer.mirror_axes, self.precision, activation=plan.activation
-            )
-            return found[0].cpu().numpy()
+        axes = plan.infer.mirror_axes
+        found = class_probabilities(part.network, images, axes, self.precision, activation=plan.activation)
+        return found[0].cpu().numpy()
+
+    def _bands(self, part: Part, array: NDArray[Any], geometry: Geometry) -> tuple[Bands, Layout]:
+        """One part's probabilities on its own grid, and where that lies."""
+        plan = part.plan
+        prepared, layout = prepared_planes(array, geometry, plan.prepare, whole_bytes=self.whole_bytes)
+        bands = sliding_bands(
+            part.network,
+            prepared,
+            plan.infer.tile,
+            plan.infer.overlap,
+            mirror_axes=plan.infer.mirror_axes,
+            activation=plan.activation,
+            precision=self.precision,
+            device=self.device,
+        )
+        return ((first, probabilities.numpy()) for first, probabilities in bands), layout
+
+    def _averaged(self, array: NDArray[Any], geometry: Geometry) -> Bands:
+        """All parts' probabilities on the image's own grid."""
+        ranges = slab_ranges(geometry.shape, self.package.plan.network.out_channels)
+        streams = []
+        for part in self.parts:
+            bands, layout = self._bands(part, array, geometry)
+            streams.append(restored(bands, layout.target, layout.crop, geometry, ranges, nowhere(part.plan)))
+        means = averaged(streams, [part.share for part in self.parts])
+        return ((low, mean) for (low, _), mean in zip(ranges, means, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.geometry import Geometry
 from models.plan import IntTriple
+from tasks.imaging.calibration import tempered
 from tasks.imaging.crop import Box, box_slices
 from tasks.imaging.resample import resample_to_grid
 
@@ -21,6 +22,7 @@ SLAB_BYTES = 64 << 20
 
 _MARGIN = 2
 _SAME = 1e-3
+_MAJORITY = 0.501  # with what rounding may add
 
 
 class Restorer:
@@ -86,17 +88,23 @@ class Decision(Protocol):
 
 
 class Likeliest:
-    """Each voxel gets its likeliest class; the first channel is the background."""
+    """Each voxel gets its likeliest class; the first channel is the background.
 
-    def __init__(self) -> None:
+    `temperature` is for the confidence alone: it would not change which class is the likeliest.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
         self._sums, self._counts = np.zeros(256), np.zeros(256, np.int64)
+        self._temperature = temperature
 
     def take(self, channels: Iterator[Float32]) -> NDArray[np.uint8]:
         """A label map."""
-        labels, best = likeliest(channels)
+        raised = _Raised(channels, 1 / self._temperature) if self._temperature != 1 else None
+        labels, best = likeliest(raised or channels)
         foreground = labels > 0
         values = labels[foreground]
-        self._sums += np.bincount(values, best[foreground], 256)
+        sure = raised.shares(best, foreground) if raised else best[foreground]
+        self._sums += np.bincount(values, sure, 256)
         self._counts += np.bincount(values, minlength=256)
         return labels
 
@@ -105,11 +113,44 @@ class Likeliest:
         return _means(self._sums[1 : classes + 1], self._counts[1 : classes + 1])
 
 
-class EachAlone:
-    """A voxel gets every class whose probability is at least `threshold`: bit i for channel i."""
+class _Raised:
+    """Passes channels on, and adds up their powers where the foreground may be: where the first is no majority."""
 
-    def __init__(self, threshold: float = 0.5) -> None:
-        self._threshold = threshold
+    def __init__(self, channels: Iterator[Float32], power: float) -> None:
+        self._channels, self._power = channels, power
+        self._places: NDArray[np.intp] | None = None
+        self._total: Float32 = np.empty(0, np.float32)
+
+    def __iter__(self) -> Iterator[Float32]:
+        return self
+
+    def __next__(self) -> Float32:
+        channel = next(self._channels)
+        if self._places is None:
+            self._places = np.flatnonzero(channel <= _MAJORITY)
+            self._total = np.zeros(len(self._places), np.float32)
+        self._total += self._lifted(channel.ravel()[self._places])
+        return channel
+
+    def shares(self, best: Float32, foreground: NDArray[np.bool_]) -> Float32:
+        """Of `best` in all channels, after raising, where there is `foreground`."""
+        assert self._places is not None  # noqa: S101 - every network has at least one output
+        inside = foreground.ravel()[self._places]
+        return self._lifted(best.ravel()[self._places[inside]]) / self._total[inside]
+
+    def _lifted(self, values: Float32) -> Float32:
+        # Interpolation may leave a value just below zero.
+        return np.power(np.maximum(values, 0), np.float32(self._power))
+
+
+class EachAlone:
+    """A voxel gets every class whose probability is at least `threshold`: bit i for channel i.
+
+    `temperature` is for the confidence alone: it would not move a probability to the other side of 0.5.
+    """
+
+    def __init__(self, threshold: float = 0.5, temperature: float = 1.0) -> None:
+        self._threshold, self._temperature = threshold, temperature
         self._sums, self._counts = np.zeros(8), np.zeros(8, np.int64)
 
     def take(self, channels: Iterator[Float32]) -> NDArray[np.uint8]:
@@ -117,7 +158,8 @@ class EachAlone:
         regions: NDArray[np.uint8] | None = None
         for index, channel in enumerate(channels):
             inside = channel >= self._threshold
-            self._sums[index] += channel[inside].sum(dtype=np.float64)
+            sure = tempered(channel[inside], self._temperature, independent=True)
+            self._sums[index] += sure.sum(dtype=np.float64)
             self._counts[index] += np.count_nonzero(inside)
             bits = inside.astype(np.uint8) << np.uint8(index)
             regions = bits if regions is None else regions | bits
@@ -132,6 +174,47 @@ class EachAlone:
 def _means(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[float, ...]:
     # Blending leaves rounding behind: no probability is above 1.
     return tuple(min(1.0, float(s / n)) if n else 0.0 for s, n in zip(sums, counts, strict=True))
+
+
+def restored(
+    bands: Iterator[tuple[int, Float32]],
+    prepared: Geometry,
+    crop: Box,
+    original: Geometry,
+    ranges: Sequence[tuple[int, int]],
+    outside: Float32,
+) -> Iterator[Float32]:
+    """Probabilities (k, n, y, x) on `original`'s slices [low, high), for each of `ranges`, which rise without gaps.
+
+    `bands` are (first prepared slice, probabilities (k, n, y, x)); no more of them is asked for and held than the
+    range at hand needs. `outside` (k,) is what is said of voxels outside the crop.
+    """
+    inside = box_slices(crop)
+    grid, held = original.cropped(inside), _Held()
+    same = prepared.same_grid(grid, tolerance=_SAME)
+    for low, high in ranges:
+        part = np.empty((len(outside), high - low, *original.shape[1:]), np.float32)
+        part[...] = outside[:, None, None, None]
+        start, stop = max(low, inside[0].start), min(high, inside[0].stop)
+        if start < stop:
+            goal = part[:, start - low : stop - low, inside[1], inside[2]]
+            slab = slice(start - inside[0].start, stop - inside[0].start)
+            target = grid.cropped((slab, slice(None), slice(None)))
+            z0, z1 = (slab.start, slab.stop) if same else _needed(target, prepared)
+            held.forget(z0)
+            while held.end < z1:
+                held.add(*next(bands))
+            source = prepared.cropped((slice(z0, z1), slice(None), slice(None)))
+            for value, out in enumerate(goal):
+                channel = held.channel(value, z0, z1)
+                out[...] = channel if same else resample_to_grid(channel, source, target, order=1)
+        yield part
+
+
+def slab_ranges(shape: IntTriple, classes: int, slab_bytes: int = SLAB_BYTES) -> list[tuple[int, int]]:
+    """[low, high) ranges of slices whose probabilities, with the work on them, stay below about `slab_bytes`."""
+    step = _step(shape, slab_bytes, classes)
+    return [(low, min(shape[0], low + step)) for low in range(0, shape[0], step)]
 
 
 def likeliest(channels: Iterator[Float32]) -> tuple[NDArray[np.uint8], Float32]:

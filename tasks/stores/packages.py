@@ -57,14 +57,18 @@ def read_package(folder: Path) -> tuple[ModelPackage, dict[str, Tensor]]:
 
 
 def check_weights(package: ModelPackage, weights: Mapping[str, Tensor]) -> None:
-    """Raises PackageError where names or shapes differ from those of the plan's network."""
+    """Raises PackageError where names or shapes differ from those of the plan's network, or of all members'."""
     import torch
 
     from models.networks import build
 
     try:
         with torch.device("meta"):
-            expected = {name: tuple(t.shape) for name, t in build(package.plan.network).state_dict().items()}
+            expected = {
+                prefix + name: tuple(tensor.shape)
+                for prefix, plan in package.plans.items()
+                for name, tensor in build(plan.network).state_dict().items()
+            }
     except RecipeError as error:
         raise PackageError(error.what, where=package.key, hint=error.hint) from None
     found = {name: tuple(t.shape) for name, t in weights.items()}
@@ -72,8 +76,9 @@ def check_weights(package: ModelPackage, weights: Mapping[str, Tensor]) -> None:
         return
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     first = wrong[0]
+    names = "/".join(dict.fromkeys(plan.network.name for plan in package.plans.values()))
     raise PackageError(
-        f"{len(wrong)} tensor(s) do not fit the network {package.plan.network.name}; {first} is "
+        f"{len(wrong)} tensor(s) do not fit the network {names}; {first} is "
         f"{found.get(first, 'missing')}, expected {expected.get(first, 'none')}",
         where=package.key,
         hint="the package comes from another version of this network: train it again",
