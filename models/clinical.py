@@ -6,6 +6,20 @@ import math
 import re
 from typing import Final
 
+CHARACTERISTICS: Final = (
+    "PatientAge",
+    "PatientSex",
+    "PatientSize",
+    "PatientWeight",
+    "EthnicGroup",
+    "SmokingStatus",
+    "PregnancyStatus",
+    "PatientSexNeutered",
+)
+"""Keywords of what de-identification keeps of a patient (PS3.15, Retain Patient Characteristics)."""
+EQUIPMENT: Final = ("Modality", "Manufacturer", "ManufacturerModelName", "SliceThickness")
+"""Keywords of what the catalog keeps of a series."""
+
 _AGE: Final = re.compile(r"(\d{1,3})([DWMY])")  # DICOM's Age String, PS3.5 6.2
 _YEARS: Final = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 

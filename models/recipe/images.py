@@ -7,8 +7,11 @@ from typing import Any, Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from models.clinical import CHARACTERISTICS, EQUIPMENT
 from models.recipe.base import Part, Share, Texts
 from models.recipe.preprocess import NormalisationName
+
+_KEPT = (*CHARACTERISTICS, *EQUIPMENT)
 
 
 class Pictured(Protocol):
@@ -114,14 +117,34 @@ class Images(Selection):
 class Variable(Part):
     """One clinical variable that joins the image in the network's head."""
 
-    name: str = Field(description="a column of the table, or a DICOM keyword that de-identification keeps")
+    name: str = Field(description="a column of the table, or a DICOM keyword: " + ", ".join(_KEPT))
     kind: Literal["number", "category"] = "number"
-    values: tuple[str, ...] = Field((), description="category: the values, in order; empty: those seen in training")
+    values: tuple[str, ...] = Field(
+        (), description="category: the values, in order (default: those seen in training); others count as missing"
+    )
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Self:
+        if self.values and self.kind == "number":
+            raise ValueError(f"clinical.variables: {self.name} has values, so it is of kind category")
+        return self
 
 
 class Clinical(Part):
     """What else is known of a patient or a study. Missing values are told to the network as missing."""
 
-    source: Literal["CSV", "DICOM"] = "CSV"
+    source: Literal["CSV", "DICOM"] = Field(
+        "CSV", description="a table (`nocturne clinical import`), or the images' own headers"
+    )
     name: str | None = Field(None, description="CSV: the table's name, as given to `nocturne clinical import`")
     variables: tuple[Variable, ...] = ()
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        names = [variable.name.casefold() for variable in self.variables]
+        if len(set(names)) != len(names):
+            raise ValueError("clinical.variables: two of them have the same name")
+        unknown = [v.name for v in self.variables if self.source == "DICOM" and v.name not in _KEPT]
+        if unknown:
+            raise ValueError(f"clinical.variables: {', '.join(unknown)} is not kept; known are {', '.join(_KEPT)}")
+        return self

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from models.clinical import CHARACTERISTICS
 from models.hashing import content_key
 from models.pseudonyms import Pseudonymizer
 from models.series import ScannedSeries, Source
@@ -110,6 +111,7 @@ def volume_row(volume_key: str, series: str, names: Names, volume: Volume, clean
         model_name=str(clean.get("ManufacturerModelName") or ""),
         slice_thickness=stack.slices[0].plane.thickness,
         notes=list(volume.notes),
+        characteristics={name: text for name in CHARACTERISTICS if (text := str(clean.get(name) or "").strip())},
     )
 
 

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from models.errors import IntegrityError, ServiceUnavailableError, SettingsError, StoreBusyError
 from tasks.stores.tables import Base
 
-HEAD = "0002"
+HEAD = "0003"
 BUSY_SECONDS = 30
 
 Row = TypeVar("Row", bound=Base)

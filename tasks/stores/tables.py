@@ -99,6 +99,20 @@ class VolumeRow(Base):
     model_name: Mapped[str] = mapped_column(default="")
     slice_thickness: Mapped[float | None] = mapped_column(default=None)
     notes: Mapped[list[Any]] = mapped_column(default_factory=list)
+    # models.clinical.CHARACTERISTICS of the header, by keyword; None: taken in before they were kept
+    characteristics: Mapped[dict[str, Any] | None] = mapped_column(default=None)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class ClinicalRow(Base):
+    """What a table says of a patient or a study, beside images."""
+
+    __tablename__ = "clinical"
+    clinical: Mapped[str] = mapped_column(primary_key=True)  # content key of (name, patient or study)
+    name: Mapped[str] = mapped_column(index=True)  # the table's
+    patient: Mapped[str | None] = mapped_column(default=None, index=True)  # None: the study's alone is known
+    study: Mapped[str | None] = mapped_column(default=None, index=True)  # None: true of all the patient's studies
+    content: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)  # column, in lower case → text
     created_at: Mapped[datetime] = mapped_column(default_factory=now)
 
 
