@@ -23,7 +23,8 @@ from tasks.train.checkpoint import (
     restore_random_states,
 )
 from tasks.train.execution import Execution, choose_execution
-from tasks.train.objective import Objective, objective_for
+from tasks.train.mixing import Mixing, class_shares, draw_mixing
+from tasks.train.objective import Objective, at, objective_for
 from tasks.train.patches import Batch, is_masks
 
 
@@ -53,7 +54,7 @@ class Learner:
     def __init__(self, plan: Plan, device: torch.device, objective: Objective | None = None) -> None:
         self.plan, self.device = plan, device
         torch.manual_seed(plan.seed)
-        self.network = build(plan.network).to(device).train()
+        self.network = self.make().to(device).train()
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.best: dict[str, Tensor] = {}
         self.optimiser = make_optimiser(self.network, plan.train)
@@ -61,6 +62,10 @@ class Learner:
         self.position = Position(plan.train.batch_size)
         self.execution: Execution | None = None
         self._runner: nn.Module = self.network
+
+    def make(self) -> nn.Module:
+        """The network, with fresh weights."""
+        return build(self.plan.network)
 
     def begin_from(self, weights: Mapping[str, Tensor], share: float) -> None:
         """Take over `weights`, some or all of the network's; they go on at `share` of the learning rate."""
@@ -98,12 +103,16 @@ class Learner:
         train, position = self.plan.train, self.position
         images, targets = self._on_device(batch)
         images, targets = self._augmented(images, targets)
+        mixing = self._mixing(images)
+        if mixing is not None:
+            images = mixing.images(images)
+            targets = mixing.rows(class_shares(targets, self.plan.network.out_channels))
         for group in self.optimiser.param_groups:
             group["lr"] = train.learning_rate * rate(progress, train) * group["share"]
         self.optimiser.zero_grad(set_to_none=True)
         with autocast(self.device, self.execution.precision):
             logits = self._runner(self.execution.lay_out_images(images))
-        loss = self.objective(logits, targets)
+        loss = at(self.objective, progress)(logits, targets)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.clip)
         value = float(loss.detach())
@@ -136,6 +145,11 @@ class Learner:
             in_plane=plan.prepare.anisotropic,
         )
         return changed, targets if masks is None else masks
+
+    def _mixing(self, images: Tensor) -> Mixing | None:
+        train = self.plan.train
+        seed, step = self.plan.seed, self.position.step
+        return draw_mixing(len(images), images.shape[2:], train.mixup, train.cutmix, seed=seed, step=step)
 
     @torch.no_grad()
     def _follow(self) -> None:
