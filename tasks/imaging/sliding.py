@@ -152,7 +152,7 @@ def class_probabilities(
     activation: Activation = "softmax",
 ) -> Tensor:
     """Float32 `activation` of the logits for `images` (b, c, …), the mean over all combinations of mirrored axes."""
-    axes = [_AXES[a] for a in mirror_axes if images.ndim == 5 or a != "z"]
+    axes = [_AXES[a] for a in mirror_axes if images.ndim >= 5 or a != "z"]
     flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
     total: Tensor | None = None
     for flip in flips:

@@ -42,8 +42,8 @@ class Execution:
         return network
 
     def lay_out_images(self, images: Tensor) -> Tensor:
-        """Images (b, c, …) in the memory layout."""
-        if not self.channels_last:
+        """Images (b, c, …) in the memory layout; sets are left as they are."""
+        if not self.channels_last or images.ndim > 5:
             return images
         return images.contiguous(memory_format=torch.channels_last if images.ndim == 4 else torch.channels_last_3d)
 

@@ -128,12 +128,16 @@ class Learner:
         targets = batch.targets.to(self.device, non_blocking=True)
         if self.plan.network.dimensions == 2:
             # A 2-D network sees the one slice that a patch or an image has.
-            images = images[:, :, 0]
+            images = images[..., 0, :, :]
             targets = targets[:, 0] if is_masks(targets, batch.images) else targets
         return images, targets
 
     def _augmented(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         plan = self.plan
+        if images.ndim == plan.network.dimensions + 3:
+            # A set: each of its series is changed by itself.
+            flat, targets = self._augmented(images.flatten(0, 1), targets)
+            return flat.view(images.shape), targets
         changed, masks = augmented(
             images,
             targets if is_masks(targets, images) else None,
