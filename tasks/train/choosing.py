@@ -11,8 +11,8 @@ from scipy import ndimage
 from models.plan import Plan
 from models.recipe import Recipe
 from tasks.imaging.calibration import best_temperature, calibration_error, tempered
-from tasks.imaging.components import keep_largest
-from tasks.train.validate import LEAST_TO_CHOOSE, class_means, dice
+from tasks.imaging.components import keep_largest, keep_largest_regions
+from tasks.train.validate import LEAST_TO_CHOOSE, class_means, dice, labels_of
 
 VOXELS_OF_A_CASE = 2000
 """Voxels of one case that the temperature is chosen by."""
@@ -62,15 +62,18 @@ class MaskTrial:
     def take(self, probabilities: NDArray[np.float32], mask: NDArray[np.uint8]) -> None:
         """Of one case: (k, z, y, x), and the truth (z, y, x)."""
         self.cases += 1
-        labels = probabilities.argmax(0).astype(np.uint8)
+        classes, regions = len(self.plan.classes), self.plan.regions
+        labels = labels_of(probabilities, regions=regions)
         if self._components:
-            classes = len(self.plan.classes)
-            self._before.append(dice(labels, mask, classes))
-            self._after.append(dice(keep_largest(labels, range(1, classes + 1)), mask, classes))
+            every = range(classes)
+            largest = keep_largest_regions(labels, every) if regions else keep_largest(labels, [i + 1 for i in every])
+            self._before.append(dice(labels, mask, classes, regions=regions))
+            self._after.append(dice(largest, mask, classes, regions=regions))
         if self._voxels:
             z, y, x = self._places((labels > 0) | (mask > 0))
             self._said.append(probabilities[:, z, y, x].T)
-            self._true.append(mask[z, y, x].astype(np.intp))
+            true = mask[z, y, x].astype(np.intp)
+            self._true.append(true[:, None] >> np.arange(classes) & 1 if regions else true)
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
@@ -79,7 +82,7 @@ class MaskTrial:
 
     @property
     def targets(self) -> NDArray[Any]:
-        """Of the voxels."""
+        """(voxels,) classes with the background; (voxels, k) of 0 and 1 for regions."""
         return np.concatenate(self._true) if self._true else np.empty(0, np.intp)
 
     @property

@@ -25,6 +25,10 @@ _SMALL = 256 * 1024  # bytes: images up to this size are kept in memory
 _OPEN = 4096  # cases kept open
 
 
+Targets = tuple[int, ...] | tuple[tuple[int, ...], ...]
+"""Of whole images: class indices, or 0 and 1 for each class."""
+
+
 class Case(Protocol):
     """A prepared case, as the prepared store opens it."""
 
@@ -88,6 +92,11 @@ class Cases:
                 self._open.popitem(last=False)
         return case
 
+    @property
+    def shares(self) -> NDArray[np.float64] | None:
+        """How often each is drawn, beside the others; None where all are drawn equally often."""
+        return self._shares
+
     def draw(self, rng: np.random.Generator, among: NDArray[np.int64] | None = None) -> int:
         """The position of a case by chance, of `among` where that is given."""
         if self._shares is None or (among is not None and not self._shares[among].any()):
@@ -99,7 +108,7 @@ class Cases:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`images` (b, c, z, y, x) float16 or float32.
+    """`images` (b, c, z, y, x) float16 or float32; sets of n series (b, n, c, z, y, x), NaN where there is none.
 
     `targets` are (b, z, y, x) uint8 masks, (b,) int64 classes, or (b, k) float32 shares of the classes. `clinical` is
     (b, v) float32.
@@ -167,17 +176,23 @@ class PatchSampler:
 
 @dataclass(frozen=True)
 class ImageSampler:
-    """Whole images; with `balanced`, the classes equally often."""
+    """Whole images; with `balanced`, the classes equally often.
+
+    `targets` are class indices; or, of images that may show several classes, 0 and 1 for each. What shows none is then
+    a class of its own to the balance.
+    """
 
     cases: Cases
-    targets: tuple[int, ...]
+    targets: Targets
     balanced: bool
     seed: int
     _by_class: tuple[NDArray[np.int64], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         targets = np.asarray(self.targets)
-        groups = tuple(np.flatnonzero(targets == c) for c in np.unique(targets))
+        several = targets.ndim == 2
+        shown = [*(targets.T > 0), ~targets.any(1)] if several else [targets == c for c in np.unique(targets)]
+        groups = tuple(np.flatnonzero(there) for there in shown if there.any())
         object.__setattr__(self, "_by_class", groups if self.balanced else (np.arange(len(targets)),))
 
     def batch(self, step: int, size: int) -> Batch:
@@ -186,8 +201,20 @@ class ImageSampler:
         # Turns instead of draws: a small batch, too, holds the classes in equal parts.
         turns = (rng.integers(len(self._by_class)) + np.arange(size)) % len(self._by_class)
         chosen = [self.cases.draw(rng, self._by_class[turn]) for turn in turns]
-        images = np.stack([np.asarray(self.cases[index].image) for index in chosen])
-        return Batch(torch.from_numpy(images), torch.tensor([self.targets[i] for i in chosen]))
+        images = stacked([np.asarray(self.cases[index].image) for index in chosen])
+        targets = torch.tensor([self.targets[i] for i in chosen])
+        return Batch(torch.from_numpy(images), targets.float() if targets.ndim == 2 else targets)
+
+
+def stacked(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Along a new first axis. Sets of different length are filled up with NaN: series that are not there."""
+    longest = max(len(image) for image in images)
+    if images[0].ndim == 4 or all(len(image) == longest for image in images):
+        return np.stack(images)
+    whole = np.full((len(images), longest, *images[0].shape[1:]), np.nan, np.result_type(*images))
+    for place, image in zip(whole, images, strict=True):
+        place[: len(image)] = image
+    return whole
 
 
 def cut(array: NDArray[Any], corner: NDArray[np.int64], size: Sequence[int]) -> NDArray[Any]:

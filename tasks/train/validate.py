@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.plan import Plan
+from models.volume import inside
 from tasks.imaging.device import Precision
+from tasks.imaging.restore import EachAlone
 from tasks.imaging.sliding import class_probabilities, sliding_window
-from tasks.train.patches import Cases
+from tasks.train.patches import Cases, Targets, stacked
 
 Cancelled = Callable[[], bool]
 _BATCH = 64
@@ -42,8 +44,11 @@ class MaskValidation:
 
     def __call__(self, network: nn.Module, precision: Precision, cancelled: Cancelled) -> float:
         """Mean over classes of the mean Dice over cases. Raises InterruptedError once `cancelled`."""
-        classes = len(self.plan.classes)
-        scores = [dice(labels, mask, classes) for labels, mask in self.labelled(network, precision, cancelled)]
+        classes, regions = len(self.plan.classes), self.plan.regions
+        scores = [
+            dice(labels, mask, classes, regions=regions)
+            for labels, mask in self.labelled(network, precision, cancelled)
+        ]
         return _mean(class_means(scores))
 
     def labelled(
@@ -51,7 +56,7 @@ class MaskValidation:
     ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
         """(predicted labels, true mask) of each case, (z, y, x)."""
         for probabilities, mask in self.predicted(network, precision, cancelled):
-            yield probabilities.argmax(0).astype(np.uint8), mask
+            yield labels_of(probabilities, regions=self.plan.regions), mask
 
     def predicted(
         self, network: nn.Module, precision: Precision, cancelled: Cancelled
@@ -66,6 +71,7 @@ class MaskValidation:
                 torch.from_numpy(np.asarray(case.image, dtype=np.float32)),
                 self.plan.infer.tile,
                 self.plan.infer.overlap,
+                activation=self.plan.activation,
                 precision=precision,
                 device=self.device,
                 cancelled=cancelled,
@@ -75,10 +81,13 @@ class MaskValidation:
 
 @dataclass(frozen=True)
 class ImageValidation:
-    """Whole images; the metric is the area under the ROC curve, over classes one against the rest."""
+    """Whole images; the metric is the area under the ROC curve, over classes one against the rest.
+
+    `targets` as the sampler's.
+    """
 
     cases: Cases
-    targets: tuple[int, ...]
+    targets: Targets
     plan: Plan
     device: torch.device
     name: str = "auc"
@@ -96,24 +105,33 @@ class ImageValidation:
         """(cases, classes)."""
         rows: list[NDArray[np.float32]] = []
         voxels = int(np.prod(self.plan.train.patch_size))
-        size = max(1, min(_BATCH, _BATCH_VOXELS // voxels))
+        # A patient has many images already.
+        size = 1 if self.plan.of == "patient" else max(1, min(_BATCH, _BATCH_VOXELS // voxels))
         for first in range(0, len(self.cases), size):
             if cancelled():
                 raise InterruptedError
             several = range(first, min(first + size, len(self.cases)))
-            images = torch.from_numpy(np.stack([np.asarray(self.cases[i].image) for i in several]))
+            images = torch.from_numpy(stacked([np.asarray(self.cases[i].image) for i in several]))
             images = images.to(self.device).float()
             if self.plan.network.dimensions == 2:
-                images = images[:, :, 0]
-            rows.append(class_probabilities(network, images, precision=precision).cpu().numpy())
+                images = images[..., 0, :, :]
+            found = class_probabilities(network, images, precision=precision, activation=self.plan.activation)
+            rows.append(found.cpu().numpy())
         return np.concatenate(rows)
 
 
-def dice(labels: NDArray[np.uint8], mask: NDArray[np.uint8], classes: int) -> NDArray[np.float64]:
+def labels_of(probabilities: NDArray[np.float32], *, regions: bool) -> NDArray[np.uint8]:
+    """A label map of the likeliest classes, or a region map of what is at least as likely as not."""
+    return EachAlone().take(iter(probabilities)) if regions else probabilities.argmax(0).astype(np.uint8)
+
+
+def dice(
+    labels: NDArray[np.uint8], mask: NDArray[np.uint8], classes: int, *, regions: bool = False
+) -> NDArray[np.float64]:
     """Per class; NaN where a class is in neither."""
     scores = np.full(classes, np.nan)
     for index in range(classes):
-        found, truth = labels == index + 1, mask == index + 1
+        found, truth = (inside(part, index, regions=regions) for part in (labels, mask))
         size = int(found.sum()) + int(truth.sum())
         if size:
             scores[index] = 2 * int((found & truth).sum()) / size
@@ -145,10 +163,16 @@ def auc(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float:
 
 
 def mean_auc(probabilities: NDArray[Any], targets: NDArray[np.intp]) -> float:
-    """Over the classes that occur, one against the rest; accuracy where only one class occurs."""
-    areas = np.array([auc(probabilities[:, c], targets == c) for c in range(probabilities.shape[1])])
+    """Over the classes that occur, one against the rest; the share of images called rightly where none can be told.
+
+    `targets` are (n,) classes, or (n, k) of 0 and 1.
+    """
+    classes, several = np.arange(probabilities.shape[1]), targets.ndim == 2
+    shown = targets > 0 if several else targets[:, None] == classes
+    areas = np.array([auc(probabilities[:, c], shown[:, c]) for c in classes])
     if np.isnan(areas).all():
-        return float((probabilities.argmax(1) == targets).mean())
+        called = probabilities >= 0.5 if several else probabilities.argmax(1)[:, None] == classes
+        return float((called == shown).all(1).mean())
     return _mean(areas)
 
 

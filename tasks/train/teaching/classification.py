@@ -16,7 +16,7 @@ from tasks.imaging.calibration import tempered
 from tasks.train.choosing import choose_temperature
 from tasks.train.loop import Termination
 from tasks.train.objective import Objective, objective_for
-from tasks.train.patches import Cases, ImageSampler
+from tasks.train.patches import Cases, ImageSampler, Targets
 from tasks.train.teaching import Choices, Trained
 from tasks.train.validate import ImageValidation, choose_threshold
 
@@ -29,29 +29,34 @@ class ImageTeaching:
 
     def sampler(self, cases: Cases, rows: Sequence[DatasetRow]) -> ImageSampler:
         """Whole images."""
-        return ImageSampler(cases, _targets(rows), self.plan.train.class_balance, self.plan.seed)
+        return ImageSampler(cases, self._targets(rows), self.plan.train.class_balance, self.plan.seed)
 
     def validation(self, cases: Cases, rows: Sequence[DatasetRow], device: torch.device) -> ImageValidation:
         """Area under the ROC curve."""
-        return ImageValidation(cases, _targets(rows), self.plan, device)
+        return ImageValidation(cases, self._targets(rows), self.plan, device)
 
     def objective(self, device: torch.device) -> Objective:
         """By the plan's `loss`."""
         return objective_for(self.plan, device)
 
     def choose(self, recipe: Recipe, trained: Sequence[Trained], cancelled: Termination) -> Choices:
-        """The temperature, and then of two classes the threshold: given by the recipe, or chosen."""
+        """The temperature, and then the threshold of two classes, or of each of several: given, or chosen."""
         known = [(one, one.validation) for one in trained if isinstance(one.validation, ImageValidation)]
         said = [judge.probabilities(one.network, one.precision, cancelled) for one, judge in known]
         targets = [target for _, judge in known for target in judge.targets]
         classes = len(self.plan.classes)
-        return self.chosen(
-            recipe, np.concatenate([np.empty((0, classes), np.float32), *said]), np.asarray(targets, np.intp)
-        )
+        true = np.asarray(targets, np.intp).reshape(-1, classes) if self.plan.several else np.asarray(targets, np.intp)
+        return self.chosen(recipe, np.concatenate([np.empty((0, classes), np.float32), *said]), true)
 
     def chosen(self, recipe: Recipe, probabilities: NDArray[np.float32], targets: NDArray[np.intp]) -> Choices:
-        """By the probabilities (cases, classes) of cases not learnt from; there may be none."""
+        """By the probabilities (cases, classes) of cases not learnt from; there may be none.
+
+        `targets` are (cases,) classes, or (cases, classes) of 0 and 1.
+        """
         temperature, notes = choose_temperature(recipe, probabilities, targets, len(targets))
+        if self.plan.several:
+            scores = tempered(probabilities, temperature, axis=1, independent=True)
+            return Choices(thresholds=_each(recipe, scores, targets > 0), temperature=temperature, notes=notes)
         if len(self.plan.classes) != 2:
             return Choices(temperature=temperature, notes=notes)
         if recipe.evaluate.threshold != "auto":
@@ -63,6 +68,13 @@ class ImageTeaching:
         scores = tempered(probabilities, temperature, axis=1)[:, positive]
         return Choices(choose_threshold(scores, targets == positive), temperature=temperature, notes=notes)
 
+    def _targets(self, rows: Sequence[DatasetRow]) -> Targets:
+        return tuple(row.classes for row in rows) if self.plan.several else tuple(row.target for row in rows)
 
-def _targets(rows: Sequence[DatasetRow]) -> tuple[int, ...]:
-    return tuple(row.target for row in rows)
+
+def _each(recipe: Recipe, scores: NDArray[np.float32], shown: NDArray[np.bool_]) -> tuple[float, ...]:
+    """One threshold for each class of (cases, classes)."""
+    asked = recipe.evaluate.threshold
+    if asked != "auto":
+        return (float(asked),) * scores.shape[1]
+    return tuple(choose_threshold(column, there) for column, there in zip(scores.T, shown.T, strict=True))
