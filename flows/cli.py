@@ -21,9 +21,11 @@ app = typer.Typer(
     add_completion=False,
 )
 labels = typer.Typer(help="Labels that do not come as DICOM.", no_args_is_help=True)
+clinical = typer.Typer(help="What is known of patients beside their images.", no_args_is_help=True)
 dataset = typer.Typer(help="What a recipe learns from.", no_args_is_help=True)
 models = typer.Typer(help="Registered models: which version serves, and why.", no_args_is_help=True)
 app.add_typer(labels, name="labels")
+app.add_typer(clinical, name="clinical")
 app.add_typer(dataset, name="dataset")
 app.add_typer(models, name="models")
 running = typer.Typer(help="One of the processes of `nocturne up`, for a service manager.", no_args_is_help=True)
@@ -100,6 +102,36 @@ def labels_import(
         )
     else:
         report = import_csv(path, name=name or path.stem, catalog=catalog, pseudonymizer=pseudonyms, column=column)
+    out.print(str(report))
+    if report.refused:
+        table("Refused", ("line", "reason", "what"), [(r.line, r.reason, r.what) for r in report.refused])
+
+
+@clinical.command("import")
+def clinical_import(
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A CSV.")],
+    name: Annotated[
+        str, typer.Option(help="The table, as the recipe's clinical.name says (default: the file's).")
+    ] = "",
+    columns: Annotated[
+        str, typer.Option(help="Take in these alone, as age,grade (default: all that tell nobody's identity).")
+    ] = "",
+) -> None:
+    """Import clinical variables from a CSV with PatientID or StudyInstanceUID; a later import corrects an earlier one.
+
+    Identifiers are pseudonyms before anything is stored. Columns with names, dates, record numbers or prose stay out.
+    """
+    stores = _stores(_ready())
+    from flows.console import out, table
+    from tasks.ingest.clinical import import_clinical
+
+    report = import_clinical(
+        path,
+        name=name or path.stem,
+        catalog=stores.catalog,
+        pseudonymizer=stores.pseudonymizer,
+        columns=[column.strip() for column in columns.split(",") if column.strip()],
+    )
     out.print(str(report))
     if report.refused:
         table("Refused", ("line", "reason", "what"), [(r.line, r.reason, r.what) for r in report.refused])

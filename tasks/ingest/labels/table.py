@@ -213,18 +213,19 @@ def read_table(
     """The rows of a CSV (comma, semicolon or tab; headers in any case) in pseudonyms, and those that are refused."""
     rows: list[TableRow] = []
     refused: list[Refusal] = []
-    for line, cells in _lines(path, column):
+    for line, cells in lines(path, ("PatientID", column)):
         try:
             text = cells[column.casefold()]
             if not text:
                 raise LabelError(f"its {column} is empty", reason="blank")
-            rows.append(TableRow(line, _resolve(cells, known, pseudonymizer), text))
+            rows.append(TableRow(line, subject_of(cells, known, pseudonymizer), text))
         except BadInputError as error:
             refused.append(Refusal(line, error.reason, error.what))
     return rows, refused
 
 
-def _lines(path: Path, column: str) -> Iterator[tuple[int, dict[str, str]]]:
+def lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each line's number and its cells by column (in lower case). Raises SchemaError, NotFoundError."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:
             head = handle.readline()
@@ -232,7 +233,7 @@ def _lines(path: Path, column: str) -> Iterator[tuple[int, dict[str, str]]]:
             handle.seek(0)
             reader = csv.reader(handle, delimiter=delimiter)
             header = [name.strip().casefold() for name in next(reader, [])]
-            for wanted in ("PatientID", column):
+            for wanted in needed:
                 if header.count(wanted.casefold()) != 1:
                     raise SchemaError(f"the table needs one column {wanted!r}", where="the table's first line")
             for cells in reader:
@@ -245,18 +246,20 @@ def _lines(path: Path, column: str) -> Iterator[tuple[int, dict[str, str]]]:
         raise SchemaError(f"the table is no CSV in UTF-8 ({type(error).__name__})") from None
 
 
-def _resolve(cells: Mapping[str, str], known: Known, pseudonymizer: Pseudonymizer) -> Subject:
+def subject_of(cells: Mapping[str, str], known: Known, pseudonymizer: Pseudonymizer) -> Subject:
+    """The pseudonyms in a line. Raises LabelError where its study or series is another patient's, HeaderError."""
     given = cells["patientid"]
     patient = given if given in known.patients else pseudonymizer.patient(given)
-    study = _uid(cells.get("studyinstanceuid", ""), known.studies, pseudonymizer)
-    series = _uid(cells.get("seriesinstanceuid", ""), known.series, pseudonymizer)
+    study = uid_of(cells.get("studyinstanceuid", ""), known.studies, pseudonymizer)
+    series = uid_of(cells.get("seriesinstanceuid", ""), known.series, pseudonymizer)
     owners = [known.series.get(series or ""), known.studies.get(study or "")]
     if any(owner not in (None, patient) for owner in owners):
         raise LabelError("its study or series is another patient's", reason="patient-mismatch")
     return Subject(patient, study, series)
 
 
-def _uid(text: str, known: Mapping[str, str], pseudonymizer: Pseudonymizer) -> str | None:
+def uid_of(text: str, known: Mapping[str, str], pseudonymizer: Pseudonymizer) -> str | None:
+    """A UID's pseudonym; one that is in the catalog stays. Raises HeaderError for a malformed one."""
     if not text or text in known:
         return text or None
     if len(text) > _LONGEST_UID or not _UID.fullmatch(text):
