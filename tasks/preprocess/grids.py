@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from models.errors import RecipeError
+from models.networks import NETWORKS
 from models.plan import Fingerprint, FloatTriple, IntTriple
 from models.recipe import Recipe
 
@@ -109,6 +110,9 @@ def _dimensions(recipe: Recipe, spacing: FloatTriple, median: IntTriple) -> tupl
         return wanted, f"{wanted}-D: given"
     if median[0] == 1:
         return 2, "2-D: the images are single slices"
+    named = NETWORKS.get(recipe.network.name)
+    if named is not None and named.dimensions == {3}:
+        return 3, f"3-D: {recipe.network.name} looks at volumes"
     if spacing[0] > ANISOTROPY * max(spacing[1:]) and median[0] < FEW_SLICES:
         return 2, f"2-D: {median[0]} slices, {spacing[0] / max(spacing[1:]):.1f} pixels apart, hardly inform each other"
     return 3, "3-D: the images are volumes"

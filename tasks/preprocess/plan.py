@@ -13,6 +13,7 @@ from models.plan import Fingerprint, InferPlan, NetworkPlan, Normalisation, Plan
 from models.recipe import Detection, Kind, Recipe, Window
 from models.recipe.labels import MOST_REGIONS
 from models.recipe.losses import chosen_loss
+from tasks.preprocess import patients
 from tasks.preprocess.budget import Budget, Sized, size_classification, size_segmentation
 from tasks.preprocess.grids import Device, Grid, choose_grid, choose_size, median_shape
 from tasks.preprocess.rarity import class_weights
@@ -42,18 +43,20 @@ def make_plan(
     memory_gb: float,
     device: str,
     cores: int | None = None,
+    series: Sequence[int] = (),
 ) -> Plan:
     """Every number that preparing, training and applying need; `notes` say why.
 
-    `device` is where training runs (`cpu` or `cuda…`), `cores` how many of its CPUs (default: all). Raises RecipeError
-    where the recipe cannot be carried out: what to change is in its hint.
+    `device` is where training runs (`cpu` or `cuda…`), `cores` how many of its CPUs (default: all); `series`, where
+    patients are the cases, how many each training patient has. Raises RecipeError where the recipe cannot be carried
+    out: what to change is in its hint.
     """
     kind: Device = "cuda" if device.startswith("cuda") else "cpu"
     grid = choose_grid(recipe, fingerprint, kind)
-    budget = Budget.of(recipe, memory_gb, kind, cores)
-    cases, channels = len(fingerprint.cases), len(fingerprint.intensities)
+    budget = patients.shared(Budget.of(recipe, memory_gb, kind, cores), series)
+    cases, channels = len(series) or len(fingerprint.cases), len(fingerprint.intensities)
     outputs = _outputs(recipe, classes)
-    notes = [*grid.notes]
+    notes = [*grid.notes, *patients.told(series)]
     if recipe.kind == "classification":
         if len(classes) < 2 and not recipe.labels.several:
             raise RecipeError(
@@ -194,7 +197,7 @@ def _network(recipe: Recipe, grid: Grid, sized: Sized, channels: int, outputs: i
     use: Kind = "segmentation" if recipe.segments else recipe.kind
     name = recipe.network.name
     plan = NetworkPlan(
-        name=DEFAULTS[use] if name == "auto" else name,
+        name=_default(recipe, use) if name == "auto" else name,
         dimensions=grid.dimensions,
         in_channels=channels,
         out_channels=outputs,
@@ -211,8 +214,13 @@ def _network(recipe: Recipe, grid: Grid, sized: Sized, channels: int, outputs: i
         raise RecipeError(
             f"{plan.name} cannot do {recipe.kind}{told}", where="network.name", hint='leave network.name at "auto"'
         )
+    patients.check(recipe, entry)
     deep = recipe.train.deep_supervision and entry.deep_supervision and len(plan.features) >= 3
     return plan.model_copy(update={"deep_supervision": deep})
+
+
+def _default(recipe: Recipe, use: Kind) -> str:
+    return patients.DEFAULT if recipe.labels.of == "patient" else DEFAULTS[use]
 
 
 def _train(

@@ -18,6 +18,7 @@ from models.recipe import Recipe
 from models.refs import DatasetRef, PlanRef, PreparedRef
 from tasks.imaging.device import choose_device
 from tasks.preprocess.cluster import compute_client
+from tasks.preprocess.patients import series_of
 from tasks.preprocess.plan import make_plan
 from tasks.preprocess.run import Case, Reading, case_key, fingerprint_dataset, prepare_dataset
 from tasks.stores.house import Stores
@@ -51,7 +52,14 @@ def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef) -> PlanRef:
     _set_aside(stores, seen.failures)
     memory = stores.locations.memory_gb or psutil.virtual_memory().available / 1e9 * _SHARE_OF_FREE_MEMORY
     device = choose_device(recipe.train.device)
-    plan = make_plan(recipe, seen.fingerprint, dataset.classes, memory_gb=memory, device=str(device))
+    plan = make_plan(
+        recipe,
+        seen.fingerprint,
+        dataset.classes,
+        memory_gb=memory,
+        device=str(device),
+        series=series_of(recipe, dataset.split("train")),
+    )
     stores.catalog.add(
         PlanRow(
             plan=key,

@@ -71,8 +71,12 @@ TEACHINGS: Final[Mapping[Kind, str]] = {
 }
 
 
+PATIENTS: Final = "tasks.train.teaching.patients:PatientTeaching"
+"""Of a classification whose cases are patients."""
+
+
 def teaching_for(plan: Plan) -> Teaching:
     """The plan's kind's."""
-    module, name = TEACHINGS[plan.kind].split(":")
+    module, name = (PATIENTS if plan.of == "patient" else TEACHINGS[plan.kind]).split(":")
     teaching: Teaching = getattr(importlib.import_module(module), name)(plan)
     return teaching
