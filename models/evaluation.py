@@ -18,7 +18,7 @@ from models.hashing import content_key
 from models.recipe import Kind
 
 Outcome = Literal["found", "missed", "invented", "absent"]
-CurveName = Literal["roc", "precision-recall", "calibration"]
+CurveName = Literal["roc", "precision-recall", "calibration", "froc"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 PRIMARY: Final[dict[Kind, str]] = {
@@ -65,7 +65,7 @@ class Curve(_Noun):
     """Points of a curve, in order.
 
     roc: x false-positive rate, y true-positive rate · precision-recall: x recall, y precision · calibration: x mean
-    probability in a bin, y share of positives in it.
+    probability in a bin, y share of positives in it · froc: x false positives an image, y sensitivity.
     """
 
     name: CurveName
@@ -132,11 +132,34 @@ class ClassificationCase:
     probabilities: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class LesionScore:
+    """One lesion, true or marked, or that a case has neither (`outcome` absent).
+
+    Where `outcome` is found a mark and a lesion are one row. `confidence` is the mark's, `diameter_mm` that of a ball
+    of the true lesion's volume, `distance_mm` between the centres, `box_iou` the boxes' overlap; NaN where there is no
+    mark, or no lesion. Whether a mark hits is `tasks.imaging.detection.match`'s word.
+    """
+
+    patient: str
+    case: str
+    class_name: str
+    number: int
+    outcome: Outcome
+    confidence: float
+    volume_truth_ml: float
+    volume_prediction_ml: float
+    diameter_mm: float
+    distance_mm: float
+    box_iou: float
+
+
 class Evaluation(_Noun):
     """One package judged on one dataset's test patients.
 
-    `threshold` and `positive` are set for two-class classification, `surface_tolerance_mm` for segmentation. Metrics
-    without a class name are over all classes; in two-class classification they are the positive class's.
+    `threshold` is set for two-class classification and for detection, `positive` for the former,
+    `surface_tolerance_mm` for segmentation. Metrics without a class name are over all classes; in two-class
+    classification they are the positive class's.
     """
 
     kind: Kind

@@ -135,6 +135,24 @@ CASE_METRICS_CLASSIFICATION = pa.DataFrameSchema(
 )
 """One row per test case and class: whether it is, and was called, this class; its probability and squared error."""
 
+CASE_METRICS_DETECTION = pa.DataFrameSchema(
+    {
+        **_CASE,
+        "number": pa.Column(int, _not_negative, coerce=True),
+        "outcome": pa.Column(str, pa.Check.isin(["found", "missed", "invented", "absent"])),
+        "confidence": pa.Column(float, _share, nullable=True),
+        **{
+            name: pa.Column(float, _not_negative, nullable=True)
+            for name in ("volume_truth_ml", "volume_prediction_ml", "diameter_mm", "distance_mm")
+        },
+        "box_iou": pa.Column(float, _share, nullable=True),
+    },
+    unique=[*_ONE_ROW, "number"],
+    strict=True,
+    name="detection metrics",
+)
+"""One row per lesion, true or marked, and one where a case has none of a class; `models.evaluation.LesionScore`."""
+
 
 def check(frame: pd.DataFrame, schema: pa.DataFrameSchema, *, where: str, subject: str = "patient") -> pd.DataFrame:
     """`frame`, validated. Raises SchemaError naming column, check and up to five rows by their `subject` column."""

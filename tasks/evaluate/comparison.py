@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from models.errors import LabelError, NothingToDoError
-from models.evaluation import PRIMARY, Comparison, Interval, MetricSummary
-from tasks.evaluate import intervals
+from models.evaluation import PRIMARY, Comparison, Evaluation, Interval, MetricSummary
+from tasks.evaluate import detection, intervals
 from tasks.evaluate.intervals import SAMPLES, Floats, Statistic
 
 _SEGMENTATION = ("dice", "iou", "surface_dice", "hd95_mm", "volume_absolute_error_ml")
@@ -91,6 +91,48 @@ def compare_classification(
         n_patients=len(set(patients)),
         n_cases=len(wide),
         n_unmatched=n_unmatched,
+    )
+
+
+def compare_detection(
+    champion: pd.DataFrame,
+    challenger: pd.DataFrame,
+    old: Evaluation,
+    new: Evaluation,
+    *,
+    bootstrap: int = SAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Paired differences of two `detection.lesions_frame` tables over the classes that both know.
+
+    Each is believed from its own evaluation's threshold on.
+    """
+    names = [name for name in old.class_names if name in new.class_names]
+    common = set(champion["case"]) & set(challenger["case"])
+    if not common or not names:
+        raise NothingToDoError("champion and challenger were not judged on a single common case")
+    before, after = (table[table["case"].isin(common)] for table in (champion, challenger))
+    first, patients = detection.statistic(before, names, old.threshold or 0.0)
+    second, _ = detection.statistic(after, names, new.threshold or 0.0)
+    found = intervals.bootstrap(_difference(first, second), patients, samples=bootstrap, seed=seed)
+    rows: list[str | None] = [None] if len(names) == 1 else [None, *names]
+    size = len(detection.METRICS)
+    differences = [
+        summary
+        for place, name in enumerate(rows)
+        for summary in _named(detection.METRICS, name, found[place * size : (place + 1) * size])
+        if not summary.metric.startswith("sensitivity_at")
+    ]
+    return Comparison(
+        kind="detection",
+        dataset=new.dataset,
+        champion=old.package,
+        challenger=new.package,
+        primary=PRIMARY["detection"],
+        differences=tuple(differences),
+        n_patients=len(set(patients)),
+        n_cases=len(common),
+        n_unmatched=_unmatched(champion, challenger),
     )
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from models.evaluation import ConfusionMatrix, Curve, Picture, SegmentationCase
-from models.geometry import Triple
+from models.geometry import Geometry, Triple
+from tasks.imaging.detection import Lesions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,7 @@ _DASHES: Final = ("-", "--", "-.", ":")
 _TRUTH, _PREDICTION = "#56b4e9", "#e69f00"
 _BY_CLASS: Final = ("#56b4e9", "#e69f00", "#00c896", "#f0e442", "#cc79a7", "#ff7f3f")
 _CROP = 160
+_LEAST_RATE = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,91 @@ def learning_curve(history: Sequence[tuple[int, float, float]], metric: str) -> 
     return _svg(figure, "learning-curve", "Training", f"Training loss and validation {metric} by step: {told}")
 
 
+def froc(curves: Sequence[Curve], scores: dict[str, float], point: tuple[float, float]) -> Picture:
+    """Sensitivity over false positives an image, by class; `scores` is the mean over the seven rates that are ticked,
+    `point` where marks are believed: (false positives an image, sensitivity).
+    """
+    figure, axis = _square()
+    for index, curve in enumerate(curves):
+        note = f", FROC {scores[curve.class_name]:.3f}" if curve.class_name in scores else ""
+        # What holds beyond the last mark holds for ever: the line goes on to the edge.
+        x, y = np.append(curve.x, max(16.0, curve.x[-1])), np.append(curve.y, curve.y[-1])
+        axis.plot(
+            np.maximum(x, _LEAST_RATE),
+            y,
+            color=_SERIES[index % len(_SERIES)],
+            linestyle=_DASHES[index // len(_SERIES) % len(_DASHES)],
+            linewidth=2,
+            label=_short(curve.class_name) + note,
+        )
+    axis.plot(
+        max(point[0], _LEAST_RATE),
+        point[1],
+        "o",
+        markersize=8,
+        fillstyle="none",
+        color=_INK,
+        label="believed from here",
+    )
+    axis.set_xscale("log", base=2)
+    axis.set(xlim=(_LEAST_RATE, 16), ylim=(-0.02, 1.02))
+    axis.set_xticks([1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
+    axis.minorticks_off()
+    _label(axis, "False positives an image", "Sensitivity")
+    _legend(axis, "lower right")
+    return _svg(figure, "froc", "FROC curve", _spoken("FROC curve", "mean sensitivity", scores))
+
+
+def lesion_overlays(
+    frame: pd.DataFrame, crops: Sequence[Crop], cases: Sequence[str], class_names: Sequence[str], threshold: float
+) -> Picture:
+    """The case that was read best, the median and the worst, by its false positives and missed lesions from
+    `threshold` on: true lesions and believed marks as outlines on one slice.
+    """
+    sure = frame["confidence"] >= threshold
+    wrong = ((frame["outcome"] == "invented") & sure) | (frame["outcome"] == "missed")
+    wrong |= (frame["outcome"] == "found") & ~sure
+    errors = wrong.groupby(frame["case"]).sum()
+    real = frame["diameter_mm"].notna().groupby(frame["case"]).sum()
+    # Of equally good readings those with more lesions show more.
+    order = sorted(range(len(cases)), key=lambda i: (errors[cases[i]], -real[cases[i]], cases[i]))
+    picks = {"Best": order[0], "Median": order[len(order) // 2], "Worst": order[-1]}
+    if len(cases) < 3:
+        picks = {"Best": order[0]} | ({"Worst": order[-1]} if len(cases) == 2 else {})
+    owner = dict(zip(frame["case"], frame["patient"], strict=True))
+    figure = _figure(3.3 * len(picks), 4.2)
+    axes = np.atleast_1d(figure.subplots(1, len(picks)))
+    told = []
+    for axis, (rank, index) in zip(axes, picks.items(), strict=True):
+        case = cases[index]
+        _overlay(axis, crops[index], len(class_names))
+        told.append(f"{rank}: {errors[case]} wrong, {real[case]} lesions")
+        axis.set_title(told[-1], color=_INK, fontsize=11, fontweight="bold")
+        axis.set_xlabel(f"{_short(owner[case], 24)}, slice {crops[index].index + 1}", color=_MUTED)
+    figure.legend(handles=_keys(class_names), loc="outside lower center", ncols=4, frameon=False, labelcolor=_INK)
+    return _svg(
+        figure, "overlays", "True lesions and marks", f"Outlines on one slice of each of these: {'; '.join(told)}"
+    )
+
+
+def lesions_crop(image: NDArray[np.floating[Any]] | None, truth: Lesions, marks: Lesions, geometry: Geometry) -> Crop:
+    """As `crop_of`; marks that are boxes are drawn as such."""
+    return crop_of(image, _drawn(truth, geometry.shape), _drawn(marks, geometry.shape), geometry.spacing)
+
+
 # -- parts ------------------------------------------------------------------------------------------------------
+
+
+def _drawn(lesions: Lesions, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """A label map of the lesions, surer ones on top."""
+    labels = np.zeros(shape, np.uint8)
+    if lesions.numbered is not None:
+        return np.asarray(np.r_[0, lesions.classes + 1].astype(np.uint8)[lesions.numbered])
+    for box, index in zip(lesions.boxes[::-1], lesions.classes[::-1], strict=True):
+        low, high = np.floor(box[:3] + 0.5).astype(int), np.ceil(box[3:] - 0.5).astype(int)
+        z, y, x = (slice(a, max(b, a + 1)) for a, b in zip(low, high, strict=True))
+        labels[z, y, x] = index + 1
+    return labels
 
 
 def _reach(seen: NDArray[np.bool_]) -> slice:

@@ -23,6 +23,7 @@ _WIDE = ("overlays", "distributions")
 _HEADLINES = {
     "segmentation": ("surface_dice", "hd95_mm", "volume_absolute_error_ml"),
     "classification": ("sensitivity", "specificity", "brier"),
+    "detection": ("average_precision", "sensitivity", "false_positives"),
 }
 
 
@@ -106,7 +107,11 @@ def render(data: ReportData) -> str:
         good_tables=list(_good_tables(data)),
         differences=tables.differences(data.comparison) if data.comparison else None,
         gain=_gain(data.comparison) if data.comparison else "",
-        worst=tables.worst(data.cases, evaluation.kind) if data.cases is not None and len(data.cases) else None,
+        worst=(
+            tables.worst(data.cases, evaluation.kind, evaluation.threshold)
+            if data.cases is not None and len(data.cases)
+            else None
+        ),
         provenance=tables.facts("What this page rests on", _provenance(data), code=True),
         pictures=[p for p in shown if p.name != "learning-curve"],
         training_pictures=[p for p in shown if p.name == "learning-curve"],
@@ -180,12 +185,16 @@ def _good_tables(data: ReportData) -> Iterator[Table]:
         yield classes
     if data.evaluation.kind == "segmentation" and data.cases is not None and len(data.cases):
         yield tables.outcomes(data.cases)
+    if data.evaluation.kind == "detection" and data.cases is not None:
+        yield tables.lesions(data.cases, data.evaluation.threshold or 0.0)
 
 
 def _learning_curve(data: ReportData) -> Iterator[Picture]:
     told = {p.name for p in data.pictures}
     if data.package and data.package.training.history and "learning-curve" not in told:
-        metric: Metric = tables.metric_of(data.evaluation.primary)
+        # A segmentation whose components are lesions was judged as a segmentation while it learnt.
+        by_voxels = data.evaluation.kind == "detection" and data.package.plan.segments
+        metric: Metric = tables.metric_of("dice" if by_voxels else data.evaluation.primary)
         yield pictures.learning_curve(data.package.training.history, metric.label)
 
 

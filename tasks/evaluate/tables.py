@@ -51,18 +51,28 @@ METRICS: Final[dict[str, Metric]] = {
     "volume_truth_ml": Metric("Volume, truth", "mL", 2, "", False),
     "volume_prediction_ml": Metric("Volume, prediction", "mL", 2, "", False),
     "auc": Metric("AUC"),
+    "froc": Metric("FROC"),
     "average_precision": Metric("Average precision"),
     "balanced_accuracy": Metric("Balanced accuracy"),
     "accuracy": Metric("Accuracy"),
     "sensitivity": Metric("Sensitivity"),
     "specificity": Metric("Specificity"),
     "precision": Metric("Precision"),
+    "false_positives": Metric("False positives an image", "", 2, "lower", False),
+    "sensitivity_small": Metric("Sensitivity, small lesions"),
+    "sensitivity_medium": Metric("Sensitivity, medium lesions"),
+    "sensitivity_large": Metric("Sensitivity, large lesions"),
+    **{
+        f"sensitivity_at_{rate:g}": Metric(f"Sensitivity at {rate:g} false positives an image")
+        for rate in (0.125, 0.25, 0.5, 1, 2, 4, 8)
+    },
     "f1": Metric("F1"),
     "brier": Metric("Brier score", better="lower", share=False),
 }
 _BY_CLASS: Final[dict[Kind, tuple[str, ...]]] = {
     "segmentation": ("dice", "surface_dice", "hd95_mm", "volume_absolute_error_ml"),
     "classification": ("auc", "average_precision", "sensitivity", "specificity", "precision", "f1"),
+    "detection": ("froc", "average_precision", "sensitivity", "precision", "false_positives"),
 }
 
 
@@ -200,8 +210,22 @@ def outcomes(cases: pd.DataFrame) -> Table:
     return Table("Cases in which a class was found, missed, invented or rightly absent", columns, rows)
 
 
-def worst(cases: pd.DataFrame, kind: Kind, count: int = 8) -> Table:
-    """The cases furthest from the truth, by pseudonym: least mean Dice, or least probability of the true class."""
+def lesions(cases: pd.DataFrame, threshold: float) -> Table:
+    """Detection: what became of each class's lesions, and of the marks from `threshold` on."""
+    table = _readings(cases, threshold)
+    counts = table.groupby("class_name", sort=False)[["real", "found", "missed", "invented"]].sum()
+    rows = tuple((str(name), *(str(n) for n in row)) for name, *row in counts.itertuples())
+    heads = ("Class", "Lesions", "Found", "Missed", "False positives")
+    columns = (Column(heads[0]), *(Column(head, "number") for head in heads[1:]))
+    return Table(f"Lesions, and marks with a confidence of {threshold:.3f} or more", columns, rows)
+
+
+def worst(cases: pd.DataFrame, kind: Kind, threshold: float | None = None, count: int = 8) -> Table:
+    """The cases furthest from the truth, by pseudonym: least mean Dice, least probability of the true class, or most
+    lesions missed and invented from `threshold` on.
+    """
+    if kind == "detection":
+        return _worst_detections(cases, threshold or 0.0, count)
     return _worst_segmentations(cases, count) if kind == "segmentation" else _worst_classifications(cases, count)
 
 
@@ -223,6 +247,28 @@ def _worst_segmentations(cases: pd.DataFrame, count: int) -> Table:
     heads = (Column(metric_of(n).heading, "number") for n in names)
     columns = (Column("Patient"), Column("Case", "code"), *heads, Column("Remark"))
     return Table("Cases with the least mean Dice", columns, tuple(rows))
+
+
+def _readings(cases: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """A lesion table with what each row comes to from `threshold` on: real, found, missed, invented (0 or 1)."""
+    sure, real = cases["confidence"] >= threshold, cases["diameter_mm"].notna()
+    found = (cases["outcome"] == "found") & sure
+    columns = {"real": real, "found": found, "missed": real & ~found, "invented": ~real & sure}
+    return cases.assign(**{name: column.astype(int) for name, column in columns.items()})
+
+
+def _worst_detections(cases: pd.DataFrame, threshold: float, count: int) -> Table:
+    table = _readings(cases, threshold)
+    sums = table.groupby(["patient", "case"])[["real", "found", "missed", "invented"]].sum()
+    sums = sums.assign(wrong=sums["missed"] + sums["invented"])
+    sums = sums[sums["wrong"] > 0].sort_values("wrong", ascending=False, kind="stable").head(count)
+    rows = []
+    for index, row in sums.iterrows():
+        patient, case = index if isinstance(index, tuple) else (str(index), "")
+        rows.append((patient, case, *(str(row[name]) for name in ("real", "found", "missed", "invented"))))
+    heads = ("Lesions", "Found", "Missed", "False positives")
+    columns = (Column("Patient"), Column("Case", "code"), *(Column(head, "number") for head in heads))
+    return Table("Cases with the most lesions missed or invented", columns, tuple(rows))
 
 
 def _worst_classifications(cases: pd.DataFrame, count: int) -> Table:

@@ -66,11 +66,30 @@ def suppressed(lesions: Lesions, overlap: float = OVERLAP, within: float = WITHI
         while len(waiting):
             best, rest = waiting[:1], waiting[1:]
             kept.append(int(best[0]))
-            ours, theirs = lesions.boxes[best], lesions.boxes[rest]
-            smaller = np.minimum(lesions.sizes[best][:, None], lesions.sizes[rest][None])
-            share = intersections(ours, theirs) / np.maximum(smaller, 1e-12)
-            waiting = rest[((box_iou(ours, theirs) < overlap) & (share < within))[0]]
+            waiting = rest[~alike(lesions.chosen(best), lesions.chosen(rest), overlap, within)[0]]
     return lesions.chosen(np.sort(np.array(kept, np.intp)))
+
+
+def pooled(parts: Sequence[Lesions], shares: Sequence[float]) -> Lesions:
+    """What several detectors found in one image, as one: the confidence is the mean of theirs, weighed by `shares`,
+    0 for one that did not find it.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    boxes, classes, sure = ([getattr(part, name) for part in parts] for name in ("boxes", "classes", "confidence"))
+    kept = suppressed(boxed_lesions(np.concatenate(boxes), np.concatenate(classes), np.concatenate(sure)))
+    mean = np.zeros(len(kept))
+    for part, share in zip(parts, shares, strict=True):
+        agrees = alike(kept, part) & (kept.classes[:, None] == part.classes[None])
+        mean += share * np.where(agrees, part.confidence[None], 0.0).max(axis=1, initial=0.0)
+    return boxed_lesions(kept.boxes, kept.classes, mean)
+
+
+def alike(first: Lesions, second: Lesions, overlap: float = OVERLAP, within: float = WITHIN) -> NDArray[np.bool_]:
+    """(n, m) whether two boxes are of one lesion, whatever their classes."""
+    smaller = np.minimum(first.sizes[:, None], second.sizes[None])
+    share = intersections(first.boxes, second.boxes) / np.maximum(smaller, 1e-12)
+    return np.asarray((box_iou(first.boxes, second.boxes) >= overlap) | (share >= within))
 
 
 def joined(lesions: Lesions, overlap: float = OVERLAP) -> Lesions:

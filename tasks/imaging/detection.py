@@ -71,15 +71,16 @@ class Lesions:
 def component_lesions(
     labels: NDArray[np.uint8],
     classes: int,
-    sure: NDArray[np.floating[Any]] | None = None,
+    doubt: NDArray[np.floating[Any]] | None = None,
     *,
     least: float = 0.0,
     most: int = 2**16 - 1,
 ) -> Lesions:
     """The 26-connected components of each class of a label map (z, y, x), i + 1 the i-th class.
 
-    The confidence is the highest of `sure` inside (1 without it): a small lesion's rim is as unsure as its core is
-    sure, so that a mean would hold its size against it. Components of fewer than `least` voxels are left out.
+    `doubt` is 1 − the probability of what a voxel is called: half precision keeps it apart where probabilities come
+    near 1. The confidence is 1 − the least of it inside (1 without it): a small lesion's rim is as unsure as its core
+    is sure, so that a mean would hold its size against it. Components of fewer than `least` voxels are left out.
     """
     found: list[tuple[float, tuple[slice, ...], NDArray[np.bool_], int]] = []
     for index, part in enumerate(ndimage.find_objects(labels, max_label=classes)):
@@ -91,7 +92,7 @@ def component_lesions(
                 continue
             place = tuple(slice(p.start + b.start, p.start + b.stop) for p, b in zip(part, box, strict=True))
             inside = numbered[box] == number
-            found.append((1.0 if sure is None else float(sure[place][inside].max()), place, inside, index))
+            found.append((1.0 if doubt is None else 1.0 - float(doubt[place][inside].min()), place, inside, index))
     found.sort(key=lambda one: -one[0])
     found = found[:most]
     drawn = np.zeros(labels.shape, np.uint16)

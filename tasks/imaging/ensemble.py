@@ -73,7 +73,10 @@ def load_parts(package: ModelPackage, weights: Mapping[str, Tensor], device: tor
         return [Part(package.plan, networks[""], 1.0)]
     seeing: dict[object, list[Member]] = {}
     for member in package.members:
-        seeing.setdefault(_sight(member.plan or package.plan), []).append(member)
+        plan = member.plan or package.plan
+        # Boxes are no probabilities of places: they meet when they are found, not before.
+        apart = plan.kind == "detection" and not plan.segments
+        seeing.setdefault(member.name if apart else _sight(plan), []).append(member)
     whole = sum(member.weight for member in package.members)
     return [
         Part(

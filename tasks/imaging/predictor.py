@@ -15,11 +15,11 @@ from models.geometry import Geometry
 from models.package import ModelPackage
 from tasks.imaging.calibration import tempered
 from tasks.imaging.components import keep_largest, keep_largest_regions
-from tasks.imaging.crop import whole_box
+from tasks.imaging.crop import Box, whole_box
 from tasks.imaging.device import Precision, choose_device, memory_told
 from tasks.imaging.ensemble import Part, averaged, load_parts, nowhere
 from tasks.imaging.prepare import Layout, prepare_image
-from tasks.imaging.restore import EachAlone, Likeliest, Restorer, restored, slab_ranges
+from tasks.imaging.restore import Decision, EachAlone, Likeliest, Restorer, restored, slab_ranges
 from tasks.imaging.sliding import class_probabilities, sliding_bands
 from tasks.imaging.streamed import WHOLE_BYTES, prepared_planes
 
@@ -76,20 +76,24 @@ class Predictor:
         """
         plan, temperature = self.package.plan, self.package.temperature
         decision = EachAlone(temperature=temperature) if plan.regions else Likeliest(temperature)
+        labels, _ = self.decide(array, geometry, decision)
+        kept = [i for i, name in enumerate(plan.classes) if name in self.package.keep_largest]
+        if kept:
+            labels = keep_largest_regions(labels, kept) if plan.regions else keep_largest(labels, [i + 1 for i in kept])
+        return Segmentation(labels, decision.confidence(len(plan.classes)))
+
+    def decide(self, array: NDArray[Any], geometry: Geometry, decision: Decision) -> tuple[NDArray[np.uint8], Box]:
+        """What `decision` makes of the probabilities (z, y, x), and the part of the image that it was shown."""
         with memory_told(self.package.key):
             if len(self.parts) == 1:
                 bands, layout = self._bands(self.parts[0], array, geometry)
-                restorer = Restorer(layout.target, layout.crop, geometry, decision=decision)
+                grid, crop = layout.target, layout.crop
             else:
-                bands = self._averaged(array, geometry)
-                restorer = Restorer(geometry, whole_box(geometry.shape), geometry, decision=decision)
+                bands, grid, crop = self._averaged(array, geometry), geometry, whole_box(geometry.shape)
+            restorer = Restorer(grid, crop, geometry, decision=decision)
             for first, probabilities in bands:
                 restorer.take(first, probabilities)
-        kept = [i for i, name in enumerate(plan.classes) if name in self.package.keep_largest]
-        labels = restorer.labels
-        if kept:
-            labels = keep_largest_regions(labels, kept) if plan.regions else keep_largest(labels, [i + 1 for i in kept])
-        return Segmentation(labels, restorer.confidence(len(plan.classes)))
+        return restorer.labels, crop
 
     def classify(self, array: NDArray[Any], geometry: Geometry) -> NDArray[np.float32]:
         """Probabilities (n classes) of an image ([c,] z, y, x). Raises PixelError where it does not fit the plan."""

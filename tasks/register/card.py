@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from models.dataset import SPLITS, Dataset
 from models.evaluation import Comparison, Evaluation, Interval
 from models.package import ModelPackage
+from models.plan import Plan
 
 _FEW_PATIENTS = 30
 _NAMES = {
@@ -23,6 +24,15 @@ _NAMES = {
     "auc": "AUC",
     "average_precision": "average precision",
     "brier": "Brier score",
+    "froc": "FROC (mean sensitivity at 1/8 to 8 false positives an image)",
+    "false_positives": "false positives an image",
+    "sensitivity_small": "sensitivity, lesions below 10 mm",
+    "sensitivity_medium": "sensitivity, lesions of 10 to 30 mm",
+    "sensitivity_large": "sensitivity, lesions from 30 mm on",
+    **{
+        f"sensitivity_at_{rate:g}": f"sensitivity at {rate:g} false positives an image"
+        for rate in (0.125, 0.25, 0.5, 1, 2, 4, 8)
+    },
 }
 
 
@@ -56,7 +66,7 @@ def _head(package: ModelPackage, evaluation: Evaluation) -> list[str]:
 
 
 def _use(package: ModelPackage) -> list[str]:
-    output = "voxel masks" if package.plan.kind == "segmentation" else "a probability for each class"
+    output = _output(package.plan)
     return [
         "## Intended use",
         "",
@@ -66,6 +76,12 @@ def _use(package: ModelPackage) -> list[str]:
         "**Not for diagnostic use.** It is not a medical device. It was not validated clinically, and the figures "
         "below do not replace such a validation. Every result is to be checked by a person.",
     ]
+
+
+def _output(plan: Plan) -> str:
+    if plan.kind == "detection":
+        return f"lesions as {'masks' if plan.segments else 'boxes'} with a confidence each"
+    return "voxel masks" if plan.kind == "segmentation" else "a probability for each class"
 
 
 def _training_data(dataset: Dataset) -> list[str]:
@@ -117,7 +133,9 @@ def _performance(evaluation: Evaluation, comparison: Comparison | None) -> list[
         )
     if evaluation.surface_tolerance_mm is not None:
         lines += ["", f"Surface Dice tolerates {evaluation.surface_tolerance_mm:g} mm."]
-    if evaluation.threshold is not None:
+    if evaluation.kind == "detection" and evaluation.threshold is not None:
+        lines += ["", f"A lesion is reported from a confidence of {evaluation.threshold:.4f} on."]
+    elif evaluation.threshold is not None:
         lines += ["", f"Called {evaluation.positive} from a probability of {evaluation.threshold:.4f} on."]
     if comparison is not None:
         gap = comparison.primary_difference
@@ -141,7 +159,9 @@ def _limits(package: ModelPackage, evaluation: Evaluation, dataset: Dataset) -> 
     weak = _weakest(evaluation)
     if weak is not None:
         lines.append(f"- It is weakest on {weak[0]}: {_name(evaluation.primary)} {_shown(weak[1])}.")
-    if package.plan.kind == "segmentation":
+    if package.plan.kind == "detection":
+        lines.append("- Lesions of other kinds than the classes above are not looked for, whatever the image shows.")
+    elif package.plan.kind == "segmentation":
         lines.append("- Structures other than the classes above are not looked for, whatever the image shows.")
     else:
         lines.append("- An image that belongs to none of the classes above is nevertheless given one.")

@@ -399,7 +399,10 @@ def _manifest(package: ModelPackage) -> Any:
 
     plan, single = package.plan, np.dtype("float32")
     grid = (-1,) * plan.network.dimensions
-    out = (-1, plan.network.out_channels, *(grid if plan.kind == "segmentation" else ()))
+    # A detector of boxes gives several levels, each with its own channels and grid.
+    shaped = plan.segments or plan.kind == "detection"
+    channels = plan.network.out_channels if plan.segments or plan.kind != "detection" else -1
+    out = (-1, channels, *(grid if shaped else ()))
     signature = ModelSignature(
         Schema([TensorSpec(single, (-1, plan.network.in_channels, *grid), "image")]),
         Schema([TensorSpec(single, out, "logits")]),

@@ -59,6 +59,7 @@ class Compare(Protocol):
 JUDGES: Final[Mapping[Kind, str]] = {
     "segmentation": "tasks.evaluate.judging.segmentation",
     "classification": "tasks.evaluate.judging.classification",
+    "detection": "tasks.evaluate.judging.detection",
 }
 
 

@@ -13,6 +13,7 @@ from models.plan import Plan
 from models.recipe import Recipe
 from tasks.imaging.calibration import tempered
 from tasks.imaging.detection import component_lesions, least_voxels
+from tasks.imaging.detector import UNJUDGED
 from tasks.train.boxes import BoxObjective, LesionSampler
 from tasks.train.lesions import BoxValidation, Pair, grid_of, threshold_of, true_lesions
 from tasks.train.loop import Termination
@@ -21,9 +22,6 @@ from tasks.train.patches import Cases, PatchSampler
 from tasks.train.teaching import Choices, Teaching, Trained
 from tasks.train.teaching.segmentation import MaskTeaching
 from tasks.train.validate import MaskValidation
-
-UNJUDGED = {"components": 0.5, "retinanet": 0.3}
-"""The confidence believed where no validation lesion is found. The focal loss keeps that of sure boxes low."""
 
 
 def lesion_teaching(plan: Plan) -> Teaching:
@@ -48,9 +46,9 @@ class ComponentTeaching(MaskTeaching):
         for index, (said, _) in enumerate(judge.predicted(one.network, one.precision, cancelled)):
             case = judge.cases[index]
             probabilities = tempered(said, temperature)
-            labels, sure = probabilities.argmax(0).astype(np.uint8), probabilities.max(0)
+            labels, doubt = probabilities.argmax(0).astype(np.uint8), 1 - probabilities.max(0).clip(0, 1)
             least = least_voxels(self.plan.detection, grid_of(self.plan, case))
-            found = component_lesions(labels, classes, sure, least=least, most=self.plan.detection.most)
+            found = component_lesions(labels, classes, doubt, least=least, most=self.plan.detection.most)
             yield found, true_lesions(self.plan, case)
 
 
@@ -86,4 +84,4 @@ def _threshold(plan: Plan, recipe: Recipe, pairs: Sequence[Pair]) -> float:
     if recipe.evaluate.threshold != "auto":
         return float(recipe.evaluate.threshold)
     chosen = threshold_of(plan, pairs) if pairs else None
-    return UNJUDGED["components" if plan.segments else "retinanet"] if chosen is None else chosen
+    return UNJUDGED[plan.segments] if chosen is None else chosen
