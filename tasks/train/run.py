@@ -6,28 +6,25 @@ import importlib.metadata
 import platform
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, cast
 
 import torch
+from torch import Tensor
 
 from models.dataset import Dataset, DatasetRow
 from models.errors import NothingToDoError
-from models.package import Environment, ModelPackage, TrainingRecord
+from models.package import Environment, Member, ModelPackage, TrainingRecord
 from models.plan import Fingerprint, Plan
 from models.recipe import Recipe
-from tasks.imaging.device import choose_device
 from tasks.stores.packages import write_package, write_weights
-from tasks.train.checkpoint import Checkpoints
-from tasks.train.learner import Learner
-from tasks.train.loop import TERMINATED, Listener, Termination, fit
-from tasks.train.patches import Cases, Opener
-from tasks.train.teaching import Trained, teaching_for
+from tasks.train.folds import shared_out, summed_up
+from tasks.train.learning import Job, Learnt, PreparedKeys, learn, learn_abreast, places
+from tasks.train.loop import TERMINATED, Listener, Termination
+from tasks.train.patches import Opener
+from tasks.train.teaching import teaching_for
 
-PreparedKeys = Mapping[tuple[str, str], str]
-"""(volume, label) → the prepared case's key."""
 _CHECKPOINTS = "checkpoints"
 
 
@@ -48,37 +45,40 @@ def train(
 ) -> ModelPackage:
     """Train on the training split and write `weights.safetensors` and `package.json` into `staged`.
 
-    `workspace` keeps the checkpoints (`discard_checkpoints` once the package is published); called again after a
-    kill, it goes on from the newest. `key` is the package's content key. Setting `cancel`, or SIGTERM in the main
-    thread, saves a checkpoint and raises SystemExit(143). Raises NothingToDoError without a training case,
-    TrainingError, MemoryExhaustedError.
+    With folds the networks learn one after the other, or one on each GPU, and the package holds them all. `workspace`
+    keeps the checkpoints (`discard_checkpoints` once the package is published); called again after a kill, it goes on
+    from the newest, and what has learnt does not learn again. `key` is the package's content key. Setting `cancel`, or
+    SIGTERM in the main thread, saves a checkpoint and raises SystemExit(143). Raises NothingToDoError without a
+    training case, RecipeError, TrainingError, MemoryExhaustedError.
     """
     rows, judged = (_ready(dataset.split(side), prepared_keys) for side in ("train", "validation"))
     if not rows:
         raise NothingToDoError("the dataset has no training case", where=dataset.name, hint="ingest labelled studies")
-    device = choose_device(plan.train.device)
-    teaching, cases = teaching_for(plan), _cases(prepared, prepared_keys, rows)
-    validation = teaching.validation(_cases(prepared, prepared_keys, judged), judged, device) if judged else None
-    learner, termination = Learner(plan, device, teaching.objective(device)), Termination(cancel)
-    checkpoints = Checkpoints(workspace / _CHECKPOINTS, f"{key}.{plan.key}")
-    fit(learner, teaching.sampler(cases, rows), validation, checkpoints, on_event=on_event, termination=termination)
-    network = learner.final()
+    abreast, termination = places(plan.train.device), Termination(cancel)
+    jobs = [
+        Job(share, prepared, prepared_keys, workspace / _CHECKPOINTS / share.name, key)
+        for share in shared_out(plan, rows, judged, abreast)
+    ]
+    if abreast > 1 and len(jobs) > 1:
+        learn_abreast(jobs, abreast, termination)
+    learnt = [learn(job, termination, on_event) for job in jobs]
     with termination.listening(), _leaving():
-        trained = [Trained(network, learner.precision, validation)] if validation else []
-        choices = teaching.choose(recipe, trained, termination)
+        trained = [one.trained for one in learnt if one.trained is not None]
+        choices = teaching_for(plan).choose(recipe, trained, termination)
     staged.mkdir(parents=True, exist_ok=True)
     package = ModelPackage(
         key=key,
         recipe=recipe,
         plan=plan,
         dataset=dataset.key,
-        weights_sha256=write_weights(staged, network.state_dict()),
-        training=_record(learner, choices.notes, validated=validation is not None),
+        weights_sha256=write_weights(staged, _weights(learnt)),
+        training=_record(learnt, choices.notes),
         environment=_environment(code),
         threshold=choices.threshold,
         thresholds=choices.thresholds,
         keep_largest=choices.keep_largest,
         temperature=choices.temperature,
+        members=tuple(Member(name=one.name) for one in learnt if one.name),
         fingerprint=fingerprint.model_dump(mode="json") if fingerprint else {},
     )
     write_package(staged, package)
@@ -104,31 +104,22 @@ def _ready(rows: Sequence[DatasetRow], keys: PreparedKeys) -> tuple[DatasetRow, 
     return tuple(row for row in rows if (row.volume, row.label) in keys)
 
 
-def _cases(prepared: Opener, keys: PreparedKeys, rows: Sequence[DatasetRow]) -> Cases:
-    return Cases(prepared, [keys[row.volume, row.label] for row in rows])
+def _weights(learnt: Sequence[Learnt]) -> dict[str, Tensor]:
+    """Of all networks; those of folds bear the fold's name."""
+    return {
+        (f"{one.name}.{name}" if one.name else name): tensor
+        for one in learnt
+        for name, tensor in one.network.state_dict().items()
+    }
 
 
-def _record(learner: Learner, more: tuple[str, ...], *, validated: bool) -> TrainingRecord:
-    position = learner.position
-    notes = () if validated else ("no validation case: the last weights were taken, unjudged",)
-    return TrainingRecord(
-        steps=position.step,
-        epochs=position.step // learner.plan.train.steps_per_epoch,
-        seconds=position.seconds,
-        stopped_by=cast(Literal["epochs", "minutes", "patience"], position.stopped_by),
-        device=_device_name(learner.device),
-        precision=learner.precision,
-        batch_size=position.batch_size,
-        parameters=learner.parameters,
-        best_metric=position.best_metric or 0.0,
-        best_step=position.best_step if validated else position.step,
-        history=tuple((int(s), loss, metric) for s, loss, metric, _ in position.history) if validated else (),
-        notes=(*position.notes, *notes, *more),
-    )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def _record(learnt: Sequence[Learnt], more: tuple[str, ...]) -> TrainingRecord:
+    if len(learnt) == 1:
+        record = learnt[0].record
+    else:
+        metric = next((one.validation.name for one in learnt if one.validation), "")
+        record = summed_up({one.name: one.record for one in learnt}, metric)
+    return record.model_copy(update={"notes": (*record.notes, *more)})
 
 
 def _environment(code: str) -> Environment:

@@ -1,0 +1,172 @@
+"""One network's learning from start to end; and several at once, one process on each GPU."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import multiprocessing
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess, parent_process
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import nn
+
+from models.dataset import DatasetRow
+from models.package import TrainingRecord
+from tasks.imaging.device import Precision, choose_device
+from tasks.train.checkpoint import Checkpoints
+from tasks.train.folds import Share
+from tasks.train.learner import Learner
+from tasks.train.loop import TERMINATED, Listener, Termination, Validation, fit
+from tasks.train.patches import Cases, Opener
+from tasks.train.teaching import Trained, teaching_for
+
+PreparedKeys = Mapping[tuple[str, str], str]
+"""(volume, label) → the prepared case's key."""
+_LOOK_SECONDS = 0.5
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that one network's learning takes; may be handed to another process.
+
+    `workspace` keeps the checkpoints of this network alone, `key` tells them from those of another training.
+    """
+
+    share: Share
+    prepared: Opener
+    keys: PreparedKeys
+    workspace: Path
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """A network that has learnt. `validation` is None where no case judges it."""
+
+    name: str
+    network: nn.Module
+    precision: Precision
+    validation: Validation | None
+    record: TrainingRecord
+
+    @property
+    def trained(self) -> Trained | None:
+        """With what judges it, if anything does."""
+        return Trained(self.network, self.precision, self.validation) if self.validation else None
+
+
+def learn(job: Job, termination: Termination, on_event: Listener | None = None) -> Learnt:
+    """Train until the budget is spent, from the newest checkpoint; one that is over is only read.
+
+    Raises what `fit` raises.
+    """
+    share = job.share
+    plan = share.plan
+    device = choose_device(plan.train.device)
+    teaching = teaching_for(plan)
+    cases, judged = _cases(job, share.learnt), _cases(job, share.judged)
+    validation = teaching.validation(judged, share.judged, device) if share.judged else None
+    with _alone(job.workspace):
+        learner = Learner(plan, device, teaching.objective(device))
+        checkpoints = Checkpoints(job.workspace, f"{job.key}.{plan.key}")
+        sampler = teaching.sampler(cases, share.learnt)
+        fit(learner, sampler, validation, checkpoints, on_event=on_event, termination=termination)
+    record = _record(learner, validated=validation is not None)
+    return Learnt(share.name, learner.final(), learner.precision, validation, record)
+
+
+def places(wanted: Literal["auto", "cpu", "cuda"]) -> int:
+    """How many networks can learn at the same time: as many as there are GPUs, one on a CPU."""
+    return torch.cuda.device_count() if choose_device(wanted).type == "cuda" else 1
+
+
+def learn_abreast(jobs: Sequence[Job], abreast: int, termination: Termination) -> None:
+    """Carry out the jobs in processes, one on each of `abreast` GPUs; what they learn lies in their checkpoints.
+
+    A process that fails leaves its job to whoever calls `learn` for it afterwards, who then sees why. Raises
+    SystemExit(143) once asked to stop, after every process has saved where it stands.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, free = list(jobs), list(range(abreast))
+    running: dict[BaseProcess, int] = {}
+    with termination.listening():
+        while waiting or running:
+            if termination():
+                _stop(running)
+                raise SystemExit(TERMINATED)
+            while waiting and free:
+                place = free.pop(0)
+                process: BaseProcess = context.Process(target=_learn_apart, args=(waiting.pop(0), place), daemon=True)
+                process.start()
+                running[process] = place
+            wait([process.sentinel for process in running], _LOOK_SECONDS)
+            for ended in [one for one in running if one.exitcode is not None]:
+                if ended.exitcode:
+                    _log.warning("a fold's process ended with %s; it is taken up again here", ended.exitcode)
+                free.append(running.pop(ended))
+
+
+def _stop(running: Mapping[BaseProcess, int]) -> None:
+    for process in running:
+        process.terminate()
+    for process in running:
+        process.join()
+
+
+def _learn_apart(job: Job, place: int) -> None:
+    """In a process of its own. It stops, after a checkpoint, when the process that started it has ended."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place)
+    event, parent = threading.Event(), parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+        event.set()
+
+    threading.Thread(target=follow, daemon=True).start()
+    learn(job, Termination(event))
+
+
+@contextmanager
+def _alone(workspace: Path) -> Iterator[None]:
+    """Wait until no other process learns here: one that its parent's end stops still saves where it stands."""
+    workspace.mkdir(parents=True, exist_ok=True)
+    with (workspace / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _cases(job: Job, rows: Sequence[DatasetRow]) -> Cases:
+    return Cases(job.prepared, [job.keys[row.volume, row.label] for row in rows])
+
+
+def _record(learner: Learner, *, validated: bool) -> TrainingRecord:
+    position = learner.position
+    notes = () if validated else ("no validation case: the last weights were taken, unjudged",)
+    return TrainingRecord(
+        steps=position.step,
+        epochs=position.step // learner.plan.train.steps_per_epoch,
+        seconds=position.seconds,
+        stopped_by=cast(Literal["epochs", "minutes", "patience"], position.stopped_by),
+        device=_device_name(learner.device),
+        precision=learner.precision,
+        batch_size=position.batch_size,
+        parameters=learner.parameters,
+        best_metric=position.best_metric or 0.0,
+        best_step=position.best_step if validated else position.step,
+        history=tuple((int(s), loss, metric) for s, loss, metric, _ in position.history) if validated else (),
+        notes=(*position.notes, *notes),
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
