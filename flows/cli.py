@@ -145,7 +145,7 @@ def dataset_build(recipe: RecipePath) -> None:
     from flows.console import table
     from tasks.ingest.build import build_dataset
 
-    built = build_dataset(_recipe(recipe), stores.catalog, stores.datasets, stores.pseudonymizer)
+    built = build_dataset(_recipe(recipe), stores.catalog, stores.datasets, stores.pseudonymizer, stores.volumes)
     counts = built.dataset.counts()
     table(f"Dataset {built.ref.key[:12]}", ("split", "patients", "cases"), [(s, *counts[s]) for s in counts])
     if built.reasons:

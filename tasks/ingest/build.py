@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import select as sql_select
 from sqlalchemy.orm import Session
@@ -18,8 +18,10 @@ from models.volume import Segment
 from tasks.ingest.cases import Case, Exclusion, class_of, join, known_to, seen_classes, select
 from tasks.ingest.splits import place, strata
 from tasks.stores.catalog import Catalog
+from tasks.stores.clinical import clinical_values
 from tasks.stores.datasets import DatasetStore
 from tasks.stores.tables import DatasetRecord, LabelRow, VolumeRow
+from tasks.stores.volumes import VolumeStore
 
 __all__ = ["DatasetBuild", "Exclusion", "build_dataset"]
 
@@ -39,11 +41,19 @@ class DatasetBuild:
         return dict(sorted(Counter(exclusion.reason for exclusion in self.exclusions).items()))
 
 
-def build_dataset(recipe: Recipe, catalog: Catalog, store: DatasetStore, pseudonymizer: Pseudonymizer) -> DatasetBuild:
+def build_dataset(
+    recipe: Recipe,
+    catalog: Catalog,
+    store: DatasetStore,
+    pseudonymizer: Pseudonymizer,
+    volumes: VolumeStore | None = None,
+) -> DatasetBuild:
     """The recipe's images and labels as a dataset. Patients seen for the first time get their split, for good.
 
     The same catalog gives the same dataset. All or nothing: splits, manifest and row are committed together.
-    Raises NothingToDoError where no case is usable, RecipeError where the recipe does not say which labels.
+    `volumes` is asked for headers that the catalog has not kept.
+    Raises NothingToDoError where no case is usable, RecipeError where the recipe does not say which labels or
+    clinical table.
     """
     with catalog.transaction() as session:
         cases, exclusions = _cases(session, recipe)
@@ -52,10 +62,14 @@ def build_dataset(recipe: Recipe, catalog: Catalog, store: DatasetStore, pseudon
         classes = seen_classes(recipe.labels, [c for c in cases if sides[c.volume.patient] == "train"])
         cases, unseen = _within(cases, classes)
         exclusions += unseen
+        clinical = clinical_values(session, recipe.clinical, [case.volume for case in cases], volumes)
         rows = tuple(_row(case, sides[case.volume.patient], classes, recipe) for case in cases)
-        dataset = Dataset(recipe.name, recipe.kind, tuple(c.name for c in classes), rows)
+        rows = tuple(replace(row, clinical=clinical.get(row.volume, ())) for row in rows)
+        variables = tuple(variable.name for variable in recipe.clinical.variables)
+        dataset = Dataset(recipe.name, recipe.kind, tuple(c.name for c in classes), rows, variables)
         if not dataset.split("train"):
             raise _nothing(exclusions, "no case in the training split", recipe.name)
+        _check_channels(recipe, dataset)
         existed = session.get(DatasetRecord, dataset.key) is not None
         ref = store.write(dataset)
         if not existed:
@@ -65,14 +79,14 @@ def build_dataset(recipe: Recipe, catalog: Catalog, store: DatasetStore, pseudon
 
 def _cases(session: Session, recipe: Recipe) -> tuple[list[Case], list[Exclusion]]:
     meant = session.scalars(sql_select(VolumeRow).where(VolumeRow.modality.in_(recipe.images.modalities)))
-    volumes, exclusions = select(recipe.images, meant)
-    if not volumes and not exclusions:
+    assembled, exclusions = select(recipe.images, meant)
+    if not assembled and not exclusions:
         raise NothingToDoError(
             f"the catalog holds no {' or '.join(recipe.images.modalities)} volume",
             where=recipe.name,
             hint="`nocturne status` says what is there and what was set aside",
         )
-    cases, unlabelled = join(recipe.labels, volumes, _labels(session, recipe.labels))
+    cases, unlabelled = join(recipe.labels, assembled, _labels(session, recipe.labels))
     exclusions += unlabelled
     if not cases:
         raise _nothing(exclusions, "no usable case", recipe.name)
@@ -123,6 +137,7 @@ def _row(case: Case, split: SplitName, classes: Sequence[LabelClass], recipe: Re
         label=case.label.label,
         split=split,
         target=target,
+        channels=case.channels,
         modality=volume.modality,
         manufacturer=volume.manufacturer,
         model_name=volume.model_name,
@@ -133,6 +148,17 @@ def _row(case: Case, split: SplitName, classes: Sequence[LabelClass], recipe: Re
         spacing_y=volume.spacing_y,
         spacing_x=volume.spacing_x,
     )
+
+
+def _check_channels(recipe: Recipe, dataset: Dataset) -> None:
+    """A channel that no training case has cannot be learnt. Raises NothingToDoError."""
+    for index, channel in enumerate(recipe.images.channels[1:]):
+        if not any(row.channels[index] for row in dataset.split("train")):
+            raise NothingToDoError(
+                f"no training case has the channel {channel.name!r}",
+                where=recipe.name,
+                hint="see the rules of this channel in `images.channels`, or leave it out",
+            )
 
 
 def _record(dataset: Dataset) -> DatasetRecord:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from models.assembly import Assembled, assemble
 from models.recipe import Images, LabelClass, Labels
 from models.volume import Segment
 from tasks.imaging.masks import belongs, classes_from_segments
@@ -22,25 +23,35 @@ class Exclusion:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A volume, its label, and what the label shows: classes of the recipe, or names where it has none."""
+    """A volume, its label, and what the label shows: classes of the recipe, or names where it has none.
+
+    `channels` are the volumes beside it, "" where one is missing.
+    """
 
     volume: VolumeRow
     label: LabelRow
     shows: frozenset[str]
+    channels: tuple[str, ...] = ()
 
 
-def select(images: Images, volumes: Iterable[VolumeRow]) -> tuple[list[VolumeRow], list[Exclusion]]:
-    """Volumes that meet the recipe's rules, and those that do not."""
-    kept, excluded = [], []
-    for volume in volumes:
-        if reason := images.refusal(volume):
-            excluded.append(Exclusion(volume.volume, reason))
-        else:
-            kept.append(volume)
-    return kept, excluded
+def select(images: Images, volumes: Iterable[VolumeRow]) -> tuple[list[Assembled[VolumeRow]], list[Exclusion]]:
+    """What the recipe's rules make a case of, its label apart; and the volumes that are left out."""
+    kept, left = assemble(images, volumes)
+    return kept, [Exclusion(one.volume, one.reason) for one in left]
 
 
-def join(labels: Labels, volumes: Sequence[VolumeRow], rows: Sequence[LabelRow]) -> tuple[list[Case], list[Exclusion]]:
+def join(
+    labels: Labels, assembled: Sequence[Assembled[VolumeRow]], rows: Sequence[LabelRow]
+) -> tuple[list[Case], list[Exclusion]]:
+    """Each case with its label, which is its reference's."""
+    beside = {one.reference.volume: one.channels for one in assembled}
+    cases, excluded = _labelled(labels, [one.reference for one in assembled], rows)
+    return [replace(case, channels=beside[case.volume.volume]) for case in cases], excluded
+
+
+def _labelled(
+    labels: Labels, volumes: Sequence[VolumeRow], rows: Sequence[LabelRow]
+) -> tuple[list[Case], list[Exclusion]]:
     """Each volume with its label: of masks the newest, of a table's classes the narrowest (series, study, patient)."""
     find = _classes_by_subject(rows) if labels.source == "CSV" else _masks_by_volume(rows)
     cases, excluded = [], []

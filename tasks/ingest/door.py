@@ -34,7 +34,7 @@ def ingest_labels(stores: Stores, refs: tuple[SeriesRef, ...], part: int) -> tup
 @door("build dataset", run_name="build dataset for {recipe.name}", minutes=10)
 def build(stores: Stores, recipe: Recipe) -> DatasetRef:
     """The recipe's images and labels as an immutable dataset; new patients get their split."""
-    return build_dataset(recipe, stores.catalog, stores.datasets, stores.pseudonymizer).ref
+    return build_dataset(recipe, stores.catalog, stores.datasets, stores.pseudonymizer, stores.volumes).ref
 
 
 def _ingestor(stores: Stores, rules: IngestRules) -> Ingestor:
