@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from models.dataset import Dataset, DatasetRow
 from models.evaluation import Comparison, Evaluation
@@ -25,17 +29,17 @@ def judge(
     rows: tuple[DatasetRow, ...],
     running: Stage,
 ) -> Judged:
-    """AUC and its kin."""
-    probabilities = []
-    for row in rows:
-        volume = stores.volumes.open(row.volume).read()
-        probabilities.append(predictor.classify(volume.array, volume.geometry))
-        running.advance()
+    """AUC and its kin. Where patients are the cases, each goes by its first volume."""
+    cases, probabilities = _cases(package, rows), []
+    for series in cases:
+        probabilities.append(_said(stores, predictor, series))
+        running.advance(len(series))
+    first = [series[0] for series in cases]
     asked = package.recipe.evaluate
     evaluation, frame, pictures = evaluate_classification(
-        [row.patient for row in rows],
-        [row.volume for row in rows],
-        [row.target for row in rows],
+        [row.patient for row in first],
+        [row.volume for row in first],
+        [row.target for row in first],
         np.stack(probabilities),
         dataset.classes,
         package.threshold if asked.threshold == "auto" else asked.threshold,
@@ -45,6 +49,22 @@ def judge(
         bootstrap=asked.bootstrap,
     )
     return Judged(evaluation, check(frame, CASE_METRICS_CLASSIFICATION, where="evaluation"), tuple(pictures))
+
+
+def _cases(package: ModelPackage, rows: Sequence[DatasetRow]) -> list[list[DatasetRow]]:
+    """The rows of each case: one, or all of a patient."""
+    found: dict[str, list[DatasetRow]] = defaultdict(list)
+    for row in rows:
+        found[row.patient if package.plan.of == "patient" else row.volume].append(row)
+    return list(found.values())
+
+
+def _said(stores: Stores, predictor: Predictor, series: Sequence[DatasetRow]) -> NDArray[np.float32]:
+    volumes = (stores.volumes.open(row.volume).read() for row in series)
+    images = ((volume.array, volume.geometry) for volume in volumes)
+    return (
+        predictor.classify_many(images) if predictor.package.plan.of == "patient" else predictor.classify(*next(images))
+    )
 
 
 def compare(
