@@ -5,6 +5,9 @@ Adding a network is writing a builder and adding one entry. A builder takes a `N
 - for segmentation it returns logits (b, out_channels, …) of the input's size, channel 0 the background; while
   training with deep supervision, a list of them, finest first, the coarser ones of any size;
 - for classification it returns logits (b, out_channels);
+- a batch may be one image, of less than the total stride too, in training as in evaluation; every parameter gets a
+  gradient, in bfloat16 as well; evaluation is deterministic; the same seed gives the same weights;
+- the state holds no tensor twice, so that safetensors can keep it;
 - where the entry says `sets`, it also takes the images of several series as one case, (b, n, c, …), NaN in every voxel
   of a series that is not there.
 
@@ -25,7 +28,7 @@ from models.recipe import Kind
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["NETWORKS", "Entry", "build", "entry_for"]
+__all__ = ["NETWORKS", "Entry", "build", "entry_for", "entry_named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,9 @@ class Entry:
     """One network: who builds it (`module:function`), and what it can do.
 
     `own_widths` and `own_strides` are for networks whose shape is published rather than planned: the channels per
-    level that `network.features = "auto"` takes, and the stride per level along every axis, whatever the plan's
-    strides are. The planner sizes patch and batch for them. `measured`: it does so by a trial forward pass; without,
+    level that `network.features = "auto"` takes, and the stride per level along every axis. What segments has exactly
+    these strides, whatever the plan's are; what classifies has the plan's, which leave out the first of its own where
+    the picture is too small for them. `measured`: the planner sizes patch and batch by a trial forward pass; without,
     by the arithmetic of `tasks.preprocess.topology`, which was made for these networks.
     """
 
@@ -47,6 +51,7 @@ class Entry:
     stochastic_depth: bool = False  # honours plan.stochastic_depth
     own_widths: tuple[int, ...] = ()
     own_strides: tuple[int, ...] = ()
+    width_multiple: int = 1  # of which every width is
     positions: bool = False  # has position embeddings: needs plan.size, the patch that it is trained on
     measured: bool = True
     compiles: bool = True  # torch.compile works and changes nothing
@@ -61,6 +66,7 @@ NETWORKS: dict[str, Entry] = {
         frozenset({2, 3}),
         "small residual U-Net; the most for a budget of minutes",
         deep_supervision=True,
+        stochastic_depth=True,
         measured=False,
     ),
     "dynunet": Entry(
@@ -71,6 +77,70 @@ NETWORKS: dict[str, Entry] = {
         deep_supervision=True,
         measured=False,
         package="monai",
+    ),
+    "resenc": Entry(
+        "models.networks.unet:build_resenc",
+        frozenset({"segmentation"}),
+        frozenset({2, 3}),
+        "residual-encoder U-Net after nnU-Net's ResEnc presets; the strongest for long trainings",
+        deep_supervision=True,
+        stochastic_depth=True,
+    ),
+    "vnet": Entry(
+        "models.networks.classics:build_vnet",
+        frozenset({"segmentation"}),
+        frozenset({2, 3}),
+        "V-Net: residual levels of 5 × 5 × 5 convolutions",
+        own_widths=(16, 32, 64, 128, 256),
+        own_strides=(1, 2, 2, 2, 2),
+        package="monai",
+    ),
+    "attention_unet": Entry(
+        "models.networks.classics:build_attention_unet",
+        frozenset({"segmentation"}),
+        frozenset({2, 3}),
+        "U-Net whose skip connections are gated by what lies deeper",
+        package="monai",
+    ),
+    "segresnet": Entry(
+        "models.networks.classics:build_segresnet",
+        frozenset({"segmentation"}),
+        frozenset({2, 3}),
+        "SegResNet: deep residual encoder, light decoder",
+        own_widths=(32, 64, 128, 256),
+        own_strides=(1, 2, 2, 2),
+        package="monai",
+    ),
+    "unetr": Entry(
+        "models.networks.transformers:build_unetr",
+        frozenset({"segmentation"}),
+        frozenset({2, 3}),
+        "UNETR: a transformer as the encoder; for large data sets",
+        stochastic_depth=True,
+        own_widths=(16, 32, 64, 128, 768),
+        own_strides=(1, 2, 2, 2, 2),
+        positions=True,
+        package="monai",
+    ),
+    "swin_unetr": Entry(
+        "models.networks.transformers:build_swin_unetr",
+        frozenset({"segmentation"}),
+        frozenset({2, 3}),
+        "Swin UNETR: a transformer of shifted windows as the encoder",
+        stochastic_depth=True,
+        own_widths=(48, 48, 96, 192, 384, 768),
+        own_strides=(1, 2, 2, 2, 2, 2),
+        width_multiple=12,
+        package="monai",
+    ),
+    "deeplabv3plus": Entry(
+        "models.networks.deeplab:build_deeplabv3plus",
+        frozenset({"segmentation"}),
+        frozenset({2, 3}),
+        "DeepLabv3+ on a dilated ResNet-50; takes ImageNet's weights in two dimensions",
+        stochastic_depth=True,
+        own_widths=(256, 512, 1024, 2048),
+        own_strides=(4, 2, 2, 1),
     ),
     "retinanet": Entry(
         "models.networks.retinanet:build_retinanet",
@@ -84,6 +154,7 @@ NETWORKS: dict[str, Entry] = {
         frozenset({"classification"}),
         frozenset({2, 3}),
         "residual classifier of ResNet-18's kind",
+        stochastic_depth=True,
         measured=False,
     ),
     "cnn": Entry(
@@ -92,6 +163,68 @@ NETWORKS: dict[str, Entry] = {
         frozenset({2, 3}),
         "plain convolutional classifier; small and quick",
         measured=False,
+    ),
+    "inception": Entry(
+        "models.networks.inception:build_inception",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "small classifier that looks at several scales in each level",
+    ),
+    "resnet18": Entry(
+        "models.networks.imagenet:build_resnet18",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "ResNet-18 under torchvision's parameter names",
+        stochastic_depth=True,
+        own_widths=(64, 128, 256, 512),
+        own_strides=(4, 2, 2, 2),
+    ),
+    "resnet34": Entry(
+        "models.networks.imagenet:build_resnet34",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "ResNet-34 under torchvision's parameter names",
+        stochastic_depth=True,
+        own_widths=(64, 128, 256, 512),
+        own_strides=(4, 2, 2, 2),
+    ),
+    "resnet50": Entry(
+        "models.networks.imagenet:build_resnet50",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "ResNet-50 under torchvision's parameter names",
+        stochastic_depth=True,
+        own_widths=(256, 512, 1024, 2048),
+        own_strides=(4, 2, 2, 2),
+    ),
+    "densenet121": Entry(
+        "models.networks.imagenet:build_densenet121",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "DenseNet-121 under torchvision's parameter names",
+        own_widths=(256, 512, 1024, 1024),
+        own_strides=(4, 2, 2, 2),
+    ),
+    "efficientnet": Entry(
+        "models.networks.efficientnet:build_efficientnet",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "EfficientNet-B0: few parameters, many layers",
+        stochastic_depth=True,
+        own_widths=(16, 24, 40, 112, 320),
+        own_strides=(2, 2, 2, 2, 2),
+        package="monai",
+    ),
+    "vit": Entry(
+        "models.networks.transformers:build_vit",
+        frozenset({"classification"}),
+        frozenset({2, 3}),
+        "vision transformer (ViT-S); for large data sets",
+        stochastic_depth=True,
+        own_widths=(384,),
+        own_strides=(16,),
+        positions=True,
+        package="monai",
     ),
     "cnn_lstm": Entry(
         "models.networks.slices:build_cnn_lstm",
@@ -134,18 +267,31 @@ NETWORKS: dict[str, Entry] = {
 }
 
 
+def entry_named(name: str, kind: Kind | None = None) -> Entry:
+    """The table's entry. Raises RecipeError: unknown name, or a network that does not do what `kind` asks for."""
+    if name not in NETWORKS:
+        near = difflib.get_close_matches(name, NETWORKS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NETWORKS)}"
+        raise RecipeError(f"there is no network {name!r}", where="network.name", hint=hint)
+    entry = NETWORKS[name]
+    if kind is not None and kind not in entry.kinds:
+        raise RecipeError(f"{name} cannot do {kind}", where="network.name", hint='leave network.name at "auto"')
+    return entry
+
+
 def entry_for(plan: NetworkPlan) -> Entry:
     """The table's entry for `plan`. Raises RecipeError: unknown name, or arguments that do not fit together."""
-    if plan.name not in NETWORKS:
-        near = difflib.get_close_matches(plan.name, NETWORKS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NETWORKS)}"
-        raise RecipeError(f"there is no network {plan.name!r}", where="network.name", hint=hint)
-    entry = NETWORKS[plan.name]
+    entry = entry_named(plan.name)
     if plan.dimensions not in entry.dimensions:
         raise RecipeError(f"{plan.name} has no {plan.dimensions}-D variant", where="network.dimensions")
     if not plan.features or min(plan.features) < 1:
         raise RecipeError("give at least one level, each with at least one channel", where="network.features")
-    levels = len(plan.features)
+    levels, own = len(plan.features), len(entry.own_widths)
+    if own and levels != own:
+        raise RecipeError(f"{plan.name} has {own} levels, not {levels}", where="network.features")
+    if any(width % entry.width_multiple for width in plan.features):
+        needed = f"{plan.name}'s widths are multiples of {entry.width_multiple}"
+        raise RecipeError(f"{needed}, unlike {'-'.join(map(str, plan.features))}", where="network.features")
     for what, given in (("strides", plan.strides), ("kernels", plan.kernels)):
         if given and len(given) != levels:
             raise RecipeError(f"{levels} levels need {levels} {what}, not {len(given)}", where="network.features")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ POOL: _Table = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 AVERAGE: _Table = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 INSTANCE: _Table = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 DROPOUT: _Table = {2: nn.Dropout2d, 3: nn.Dropout3d}
+_MEANS: dict[int, Callable[..., Tensor]] = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
+_MAXIMA: dict[int, Callable[..., Tensor]] = {2: functional.max_pool2d, 3: functional.max_pool3d}
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 
 
@@ -64,6 +67,20 @@ def norm(kind: str, dimensions: int, channels: int) -> nn.Module:
     if kind == "instance":
         return INSTANCE[dimensions](channels, affine=True)
     return nn.GroupNorm(math.gcd(channels, max(1, channels // 8)), channels)
+
+
+class Shrink(nn.Module):
+    """The mean or the maximum of every `stride` elements and of what remains at the far end, however little it is."""
+
+    def __init__(self, stride: Sequence[int], how: Literal["mean", "maximum"] = "mean") -> None:
+        super().__init__()
+        self.stride, self.how = tuple(stride), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, …) → (b, c, … / stride, rounded up)."""
+        window = tuple(min(s, n) for s, n in zip(self.stride, x.shape[2:], strict=True))
+        pool = _MEANS[x.ndim - 2] if self.how == "mean" else _MAXIMA[x.ndim - 2]
+        return pool(x, window, self.stride, ceil_mode=True)
 
 
 class Unit(nn.Sequential):
@@ -112,11 +129,16 @@ class Residual(nn.Module):
         self.activation = nn.LeakyReLU(SLOPE, inplace=True)
         shortcut: list[nn.Module] = []
         if max(stride) > 1:
-            shortcut.append(AVERAGE[dimensions](tuple(stride), ceil_mode=True))
+            shortcut.append(Shrink(stride))
         if before != after:
             shortcut.append(Unit(dimensions, channels, ones, ones, norm_kind=norm_kind, active=False))
         self.shortcut = nn.Sequential(*shortcut)
         self.skip = StochasticDepth(skipped)
+
+    def start_as_shortcut(self) -> None:
+        """The last norm begins at zero: deep networks then learn sooner."""
+        last: Any = self.second[1]
+        nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, before, …) → (b, after, … / stride)."""

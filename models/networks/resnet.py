@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.networks.blocks import POOL, Residual, Unit, depth_rates, initialise, kernels_of, strides_of
+from models.networks.blocks import Residual, Shrink, Unit, depth_rates, initialise, kernels_of, strides_of
 from models.plan import NetworkPlan
 
 
@@ -17,7 +17,7 @@ def build_resnet(plan: NetworkPlan) -> nn.Module:
     d, features = plan.dimensions, plan.features
     strides, kernels = strides_of(plan), kernels_of(plan)
     ones = (1,) * d
-    stages: list[nn.Module] = [_stem(plan)]
+    stages: list[nn.Module] = [stem(plan)]
     rates = iter(depth_rates(plan, 2 * len(features)))
     for i, width in enumerate(features):
         before = features[max(0, i - 1)]
@@ -26,29 +26,31 @@ def build_resnet(plan: NetworkPlan) -> nn.Module:
             Residual(d, (before, width), kernels[i], stride, norm_kind="group", skipped=next(rates)),
             Residual(d, (width, width), kernels[i], ones, norm_kind="group", skipped=next(rates)),
         ]
-    return _Classifier(stages, plan)
+    return Classifier(stages, plan)
 
 
 def build_cnn(plan: NetworkPlan) -> nn.Module:
     """A stem, then one strided unit a level."""
     strides, kernels = strides_of(plan), kernels_of(plan)
-    stages: list[nn.Module] = [_stem(plan)]
+    stages: list[nn.Module] = [stem(plan)]
     for i in range(1, len(plan.features)):
         widths = (plan.features[i - 1], plan.features[i])
         stages.append(Unit(plan.dimensions, widths, kernels[i], strides[i], norm_kind="group"))
-    return _Classifier(stages, plan)
+    return Classifier(stages, plan)
 
 
-def _stem(plan: NetworkPlan) -> nn.Module:
+def stem(plan: NetworkPlan) -> nn.Module:
     d, stride = plan.dimensions, strides_of(plan)[0]
     first = tuple(min(s, 2) for s in stride)
     rest = tuple(s // f for s, f in zip(stride, first, strict=True))
     kernel = tuple(7 if s > 1 else k for s, k in zip(stride, kernels_of(plan)[0], strict=True))
     unit = Unit(d, (plan.in_channels, plan.features[0]), kernel, first, norm_kind="group")
-    return nn.Sequential(unit, POOL[d](rest, ceil_mode=True)) if max(rest) > 1 else unit
+    return nn.Sequential(unit, Shrink(rest, "maximum")) if max(rest) > 1 else unit
 
 
-class _Classifier(nn.Module):
+class Classifier(nn.Module):
+    """Stages, the mean over what is left of the image, and a linear layer."""
+
     def __init__(self, stages: list[nn.Module], plan: NetworkPlan) -> None:
         super().__init__()
         self.stages = initialise(nn.Sequential(*stages))

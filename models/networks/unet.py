@@ -40,7 +40,7 @@ def build_resenc(plan: NetworkPlan) -> nn.Module:
     network = initialise(UNet(plan, units, stem=True))
     for module in network.modules():
         if isinstance(module, Residual):
-            nn.init.zeros_(module.second[1].weight)
+            module.start_as_shortcut()
     return Padded(network, strides_of(plan))
 
 

@@ -12,11 +12,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from models.errors import RecipeError
-from models.networks import NETWORKS, build
+from models.networks import NETWORKS, Entry, build
 from models.plan import NetworkPlan
 
 SIZES = {2: (32, 24), 3: (16, 16, 24)}
 ODD = {2: (29, 19), 3: (5, 17, 11)}
+TINY = {2: (3, 2), 3: (1, 2, 3)}
+DEPTH = {"stochastic_depth": 0.9}
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,24 @@ class Variant:
     def segments(self) -> bool:
         return "segmentation" in NETWORKS[self.name].kinds
 
+    @property
+    def entry(self) -> Entry:
+        return NETWORKS[self.name]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """As many levels as it needs, far narrower."""
+        own, step = self.entry.own_widths, self.entry.width_multiple
+        return tuple(-(-max(4, w // 16) // step) * step for w in own) or (4, 8, 8, 12)[: 4 if self.segments else 3]
+
     def plan(self, **changes: object) -> NetworkPlan:
         values = {
             "name": self.name,
             "dimensions": self.dimensions,
             "in_channels": 2,
             "out_channels": 3,
-            "features": (4, 8, 8, 12) if self.segments else (4, 8, 8),
+            "features": self.widths,
+            "size": (1, *SIZES[2]) if self.dimensions == 2 else SIZES[3],
         }
         return NetworkPlan.model_validate(values | changes)
 
@@ -50,7 +63,14 @@ def variants() -> list[Variant]:
     return [Variant(name, d) for name, entry in ours.items() for d in sorted(entry.dimensions)]
 
 
+def planar(variants: list[Variant]) -> list[Variant]:
+    """In two dimensions where the network has them: for what does not depend on the dimensions."""
+    return [v for v in variants if v.dimensions == min(v.entry.dimensions)]
+
+
 each = pytest.mark.parametrize("variant", variants(), ids=lambda v: f"{v.name}-{v.dimensions}d")
+
+each_once = pytest.mark.parametrize("variant", planar(variants()), ids=lambda v: v.name)
 
 
 @each
@@ -74,6 +94,35 @@ def test_takes_one_odd_image(variant: Variant) -> None:
 
 
 @each
+def test_takes_less_than_its_total_stride(variant: Variant) -> None:
+    torch.manual_seed(0)
+    network = build(variant.plan())
+    images = variant.images(TINY, batch=1)
+    network(images).float().square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+    with torch.inference_mode():
+        first, second = network.eval()(images), network(images)
+    assert first.shape == ((1, 3, *TINY[variant.dimensions]) if variant.segments else (1, 3))
+    assert torch.equal(first, second)
+
+
+@each_once
+def test_drops_what_it_is_told_to_while_training_alone(variant: Variant) -> None:
+    images = variant.images(SIZES)
+    for honoured, changes in ((variant.entry.dropout, {"dropout": 0.5}), (variant.entry.stochastic_depth, DEPTH)):
+        if honoured:
+            torch.manual_seed(0)
+            network = build(variant.plan(**changes))
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter += 0.1  # a unit that starts as its shortcut does nothing to skip
+            assert not torch.equal(network(images), network(images))
+            network.eval()
+            with torch.inference_mode():
+                assert torch.equal(network(images), network(images))
+
+
+@each
 def test_computes_in_bfloat16(variant: Variant) -> None:
     network = build(variant.plan())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -94,7 +143,7 @@ def test_weights_survive_safetensors(variant: Variant) -> None:
 
 @each
 def test_honours_anisotropic_strides_and_kernels(variant: Variant) -> None:
-    levels = len(variant.plan().features)
+    levels = len(variant.widths)
     plan = variant.plan(
         strides=((1, 1, 1), *[(1, 2, 2)] * (levels - 1)), kernels=((1, 3, 3), *[(3, 3, 3)] * (levels - 1))
     )
@@ -103,7 +152,7 @@ def test_honours_anisotropic_strides_and_kernels(variant: Variant) -> None:
     assert logits.shape[2:] == (thin[variant.dimensions] if variant.segments else ())
 
 
-@each
+@each_once
 def test_the_same_seed_gives_the_same_weights(variant: Variant) -> None:
     def weights() -> bytes:
         torch.manual_seed(5)
@@ -112,7 +161,10 @@ def test_the_same_seed_gives_the_same_weights(variant: Variant) -> None:
     assert weights() == weights()
 
 
-@pytest.mark.parametrize("variant", [v for v in variants() if v.segments], ids=lambda v: f"{v.name}-{v.dimensions}d")
+segmenting = [v for v in variants() if v.segments]
+
+
+@pytest.mark.parametrize("variant", planar(segmenting), ids=lambda v: v.name)
 class TestSegmentation:
     def test_supervises_coarser_levels_only_while_training(self, variant: Variant) -> None:
         if not NETWORKS[variant.name].deep_supervision:
@@ -133,7 +185,8 @@ class TestSegmentation:
 
     def test_zeros_around_do_not_reach_a_full_sized_image(self, variant: Variant) -> None:
         network = build(variant.plan()).eval()
-        images = variant.images(SIZES)
+        full = [*network.multiple[:-1], 2 * network.multiple[-1]]
+        images = torch.randn(1, 2, *full)
         with torch.inference_mode():
             assert torch.equal(network(images), network.network(images))
 
@@ -189,7 +242,8 @@ def test_all_that_do_not_name_monai_run_without_it() -> None:
         "from models.plan import NetworkPlan\n"
         "for name, entry in NETWORKS.items():\n"
         "    if entry.package != 'monai':\n"
-        "        values = dict(dimensions=max(entry.dimensions), in_channels=1, out_channels=2, features=(4, 8, 8))\n"
+        "        widths = tuple(w // 16 for w in entry.own_widths) or (4, 8, 8)\n"
+        "        values = dict(dimensions=max(entry.dimensions), in_channels=1, out_channels=2, features=widths)\n"
         "        build(NetworkPlan(name=name, **values))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
