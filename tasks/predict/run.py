@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from models.errors import BadInputError, IntegrityError, NocturneError, NotFoundError, NothingToDoError
+from models.errors import NocturneError, NotFoundError, NothingToDoError
 from models.hashing import content_key
 from models.package import ModelPackage
 from models.refs import AnalysisRef, PackageRef, StudyVersionRef, VolumeRef
@@ -19,6 +19,7 @@ from tasks.imaging.predictor import Predictor
 from tasks.predict.applied import APPLIED
 from tasks.predict.familiarity import Check, check_image
 from tasks.predict.findings import Finding, threshold_used
+from tasks.predict.patients import BAD, PatientCase, SetAside, patient_cases, say
 from tasks.predict.warm import alone_on, predictor_for
 from tasks.progress import stage
 from tasks.stores.house import Stores
@@ -36,9 +37,9 @@ class Predicted:
     refused: tuple[tuple[VolumeRef, NocturneError], ...] = ()
 
 
-def prediction_key(package: str, volume: str) -> str:
-    """By package and volume: predicting again finds it done."""
-    return content_key("prediction", package, volume)
+def prediction_key(package: str, volume: str, *others: str) -> str:
+    """By package and volume, and what else is of the same case: predicting again finds it done."""
+    return content_key("prediction", package, volume, *others)
 
 
 def analysis_key(version: str, package: str) -> str:
@@ -74,7 +75,13 @@ def predict_volumes(stores: Stores, package: PackageRef, volumes: Sequence[Volum
 
 
 def predict_each(stores: Stores, package: PackageRef, volumes: Sequence[VolumeRef]) -> Predicted:
-    """Apply `package` to each volume, unless that was done; an image that cannot be is set aside and the rest go on."""
+    """Apply `package` to each volume, unless that was done; an image that cannot be is set aside and the rest go on.
+
+    Where patients are the cases, each study is one: it goes by its first volume, with all of the patient's series.
+    """
+    described = read_description(stores.packages.local(package.key))
+    if described.plan.of == "patient":
+        return _predict_patients(stores, package, patient_cases(stores, described.recipe.images, volumes))
     keys = {ref: prediction_key(package.key, ref.key) for ref in volumes}
     waiting = [ref for ref, key in keys.items() if not stores.catalog.get(PredictionRow, key)]
     refused: list[tuple[VolumeRef, NocturneError]] = []
@@ -84,7 +91,7 @@ def predict_each(stores: Stores, package: PackageRef, volumes: Sequence[VolumeRe
             for ref in waiting:
                 try:
                     _predict(stores, described, predictor, ref, keys[ref])
-                except (BadInputError, IntegrityError, NotFoundError) as error:
+                except BAD as error:
                     refused.append((ref, error))
                     _set_aside(stores, package, ref, error)
                 running.advance()
@@ -188,18 +195,62 @@ def _predict(stores: Stores, package: ModelPackage, predictor: Predictor, ref: V
             return  # another thread was first
         begun = time.monotonic()
         found = APPLIED[package.plan.kind](stores, predictor, volume, key)
-        result: dict[str, Any] = {
-            "kind": package.plan.kind,
-            "findings": [finding.to_json() for finding in found],
-            "threshold": threshold_used(package),
-            "compared": bool(compared),  # with what training saw; False: the package does not tell
-            "checks": [check.to_json() for check in compared],
-            "familiar": all(check.passed for check in compared),
-        }
-        seconds = time.monotonic() - begun
-        stores.catalog.add(
-            PredictionRow(prediction=key, package=package.key, volume=ref.key, result=result, seconds=seconds)
-        )
+        _keep(stores, package, ref, key, found, compared, time.monotonic() - begun)
+
+
+def _predict_patients(stores: Stores, package: PackageRef, cases: Sequence[PatientCase]) -> Predicted:
+    """As `predict_each`, a patient at a time."""
+    refused: dict[VolumeRef, NocturneError] = {}
+
+    def set_aside(ref: VolumeRef, error: NocturneError) -> None:
+        refused[ref] = error
+        _set_aside(stores, package, ref, error)
+
+    keys = []
+    for case in cases:
+        key = prediction_key(package.key, *(ref.key for ref in case.series))
+        if not stores.catalog.get(PredictionRow, key):
+            try:
+                _predict_patient(stores, package, case, key, set_aside)
+            except BAD as error:
+                set_aside(case.anchor, error)
+                continue
+        keys.append(key)
+    # Those of other studies are told in the quarantine alone.
+    own = [ref for case in cases for ref in case.own if ref in refused]
+    return Predicted(tuple(keys), tuple((ref, refused[ref]) for ref in own))
+
+
+def _predict_patient(stores: Stores, ref: PackageRef, case: PatientCase, key: str, set_aside: SetAside) -> None:
+    package, predictor = predictor_for(stores, ref)
+    with stage("predict", len(case.series), "series") as running, alone_on(predictor.device):
+        if not stores.catalog.get(PredictionRow, key):
+            begun = time.monotonic()
+            said = say(stores, predictor, case, set_aside)
+            _keep(stores, package, said.volume, key, said.findings, said.checks, time.monotonic() - begun)
+        running.advance(len(case.series))
+
+
+def _keep(
+    stores: Stores,
+    package: ModelPackage,
+    ref: VolumeRef,
+    key: str,
+    found: Sequence[Finding],
+    compared: Sequence[Check],
+    seconds: float,
+) -> None:
+    result: dict[str, Any] = {
+        "kind": package.plan.kind,
+        "findings": [finding.to_json() for finding in found],
+        "threshold": threshold_used(package),
+        "compared": bool(compared),  # with what training saw; False: the package does not tell
+        "checks": [check.to_json() for check in compared],
+        "familiar": all(check.passed for check in compared),
+    }
+    stores.catalog.add(
+        PredictionRow(prediction=key, package=package.key, volume=ref.key, result=result, seconds=seconds)
+    )
     mine = (QuarantineRow.stage == STAGE, QuarantineRow.subject == ref.key, QuarantineRow.resolved_at.is_(None))
     stores.catalog.change(QuarantineRow, *mine, resolved_at=now())
 

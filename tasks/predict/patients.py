@@ -1,0 +1,116 @@
+"""A patient as one case: all of its series that the model means, whichever study they came with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.assembly import current
+from models.errors import BadInputError, IntegrityError, NocturneError, NotFoundError
+from models.geometry import Geometry
+from models.recipe import Images
+from models.refs import VolumeRef
+from tasks.imaging.predictor import Predictor
+from tasks.imaging.prepare import prepare_image
+from tasks.predict.familiarity import Check, check_image
+from tasks.predict.findings import Finding, classes
+from tasks.stores.house import Stores
+from tasks.stores.tables import VolumeRow
+
+BAD = (BadInputError, IntegrityError, NotFoundError)
+"""What sets one image aside while the others go on."""
+
+SetAside = Callable[[VolumeRef, NocturneError], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PatientCase:
+    """What a study adds to the knowledge of its patient: `own` volumes, and the `others` of the patient so far."""
+
+    own: tuple[VolumeRef, ...]
+    others: tuple[VolumeRef, ...] = ()
+
+    @property
+    def anchor(self) -> VolumeRef:
+        """The study's first volume, by which the case goes."""
+        return self.own[0]
+
+    @property
+    def series(self) -> tuple[VolumeRef, ...]:
+        """All of them."""
+        return (*self.own, *self.others)
+
+
+@dataclass(frozen=True, slots=True)
+class PatientFound:
+    """What is said of a patient; `volume` is the one of the study that it is attached to."""
+
+    volume: VolumeRef
+    findings: tuple[Finding, ...]
+    checks: tuple[Check, ...]
+
+
+def patient_cases(stores: Stores, images: Images, volumes: Sequence[VolumeRef]) -> tuple[PatientCase, ...]:
+    """One case for each study among `volumes`, with what the catalog holds of the patient by now."""
+    rows = [row for ref in volumes if (row := stores.catalog.get(VolumeRow, ref.key)) is not None]
+    studies: dict[tuple[str, str], list[VolumeRow]] = {}
+    for row in rows:
+        studies.setdefault((row.patient, row.study), []).append(row)
+    cases = []
+    for (patient, _), own in studies.items():
+        known = [r for r in stores.catalog.find(VolumeRow, VolumeRow.patient == patient) if images.refusal(r) is None]
+        mine = {row.volume for row in own}
+        # A series that was received again is not another opinion.
+        others = sorted(row.volume for row in current(known, mine) if row.volume not in mine)
+        cases.append(
+            PatientCase(tuple(VolumeRef.to(row.volume) for row in own), tuple(VolumeRef.to(key) for key in others))
+        )
+    return tuple(cases)
+
+
+def say(stores: Stores, predictor: Predictor, case: PatientCase, set_aside: SetAside) -> PatientFound:
+    """What the model says of the patient; series that are no good are set aside, and the others speak.
+
+    Raises the first error of the study's own series where none of them is good.
+    """
+    reading = _Reading(stores, predictor, set_aside)
+    try:
+        probabilities = predictor.classify_many(reading.images(case.series))
+    except BAD:
+        good = [ref for ref in case.series if reading.is_good(ref)]
+        mine = [ref for ref in case.own if ref in good]
+        if not mine:
+            raise reading.errors[case.anchor] from None
+        case = PatientCase(tuple(mine), tuple(ref for ref in good if ref not in mine))
+        reading.checks.clear()
+        probabilities = predictor.classify_many(reading.images(case.series))
+    return PatientFound(case.anchor, classes(probabilities, predictor.package), tuple(reading.checks))
+
+
+@dataclass
+class _Reading:
+    stores: Stores
+    predictor: Predictor
+    set_aside: SetAside
+    checks: list[Check] = field(default_factory=list)
+    errors: dict[VolumeRef, NocturneError] = field(default_factory=dict)
+
+    def images(self, series: Sequence[VolumeRef]) -> Iterator[tuple[NDArray[np.generic], Geometry]]:
+        """One after the other, compared with what training saw."""
+        for ref in series:
+            volume = self.stores.volumes.open(ref.key).read()
+            self.checks += check_image(self.predictor.package, volume)
+            yield volume.array, volume.geometry
+
+    def is_good(self, ref: VolumeRef) -> bool:
+        """Whether a volume can be prepared; else it is set aside."""
+        try:
+            volume = self.stores.volumes.open(ref.key).read()
+            prepare_image(volume.array, volume.geometry, self.predictor.package.plan.prepare)
+        except BAD as error:
+            self.errors[ref] = error
+            self.set_aside(ref, error)
+        return ref not in self.errors
