@@ -16,6 +16,7 @@ from models.recipe import LabelClass, Labels, Recipe
 from models.refs import DatasetRef
 from models.volume import Segment
 from tasks.ingest.cases import Case, Exclusion, class_of, join, known_to, seen_classes, select
+from tasks.ingest.patients import whole_patients
 from tasks.ingest.splits import place, strata
 from tasks.stores.catalog import Catalog
 from tasks.stores.clinical import clinical_values
@@ -88,6 +89,8 @@ def _cases(session: Session, recipe: Recipe) -> tuple[list[Case], list[Exclusion
         )
     cases, unlabelled = join(recipe.labels, assembled, _labels(session, recipe.labels))
     exclusions += unlabelled
+    if recipe.labels.of == "patient":
+        cases, exclusions = whole_patients(cases, exclusions, assembled)
     if not cases:
         raise _nothing(exclusions, "no usable case", recipe.name)
     return cases, exclusions
