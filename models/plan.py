@@ -249,6 +249,7 @@ class Plan(_Part):
     detection: Detection = Detection()
     synthesis: Synthesis = Synthesis()
     unlabelled: tuple[tuple[str, ...], ...] = ()  # pretraining's further cases: each one's volumes, the reference first
+    made_for: str = ""  # the dataset that it was made for, where it was kept from an earlier night
     drift: tuple[Drift, ...] = ()  # of the training cases from those that the champion's plan was made for
     notes: tuple[str, ...] = ()  # what was decided and why, for the report
 
@@ -261,6 +262,11 @@ class Plan(_Part):
     def key(self) -> str:
         """Content hash."""
         return content_key("plan", self.model_dump(mode="json"))
+
+    @property
+    def course_key(self) -> str:
+        """As `key`, over what training does alone: not why, and not how far the data has drifted."""
+        return content_key("course", self.model_dump(mode="json", exclude={"notes", "drift", "made_for"}))
 
     @property
     def activation(self) -> Activation:
