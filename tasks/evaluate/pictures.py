@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from models.evaluation import ConfusionMatrix, Curve, Picture, SegmentationCase
 from models.geometry import Geometry, Triple
+from models.volume import inside
 from tasks.imaging.detection import Lesions
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ _LEAST_RATE = 1 / 16
 class Crop:
     """Part of one slice, at most 160 pixels wide: what is kept of a volume for its picture.
 
-    `image` (y, x) grey uint8 or None; labels (y, x) uint8; `spacing` (y, x) mm; `index` counts slices from 0.
+    `image` (y, x) grey uint8 or None; labels (y, x) uint8, bits where there are `regions`; `spacing` (y, x) mm;
+    `index` counts slices from 0.
     """
 
     image: NDArray[np.uint8] | None
@@ -58,6 +60,7 @@ class Crop:
     prediction: NDArray[np.uint8]
     spacing: tuple[float, float]
     index: int
+    regions: bool = False
 
 
 def crop_of(
@@ -65,6 +68,8 @@ def crop_of(
     truth: NDArray[np.uint8],
     prediction: NDArray[np.uint8],
     spacing: Triple,
+    *,
+    regions: bool = False,
 ) -> Crop:
     """The slice with the most to see (area of the truth plus area of the errors), cut to its structures.
 
@@ -79,7 +84,8 @@ def crop_of(
     stride = max(-(-(part.stop - part.start) // _CROP) for part in (rows, columns))
     window = slice(rows.start, rows.stop, stride), slice(columns.start, columns.stop, stride)
     grey = None if image is None else _grey(image[0, index][window])
-    return Crop(grey, real[window].copy(), guessed[window].copy(), (spacing[1] * stride, spacing[2] * stride), index)
+    step = spacing[1] * stride, spacing[2] * stride
+    return Crop(grey, real[window].copy(), guessed[window].copy(), step, index, regions)
 
 
 def overlays(cases: Sequence[SegmentationCase], crops: Sequence[Crop], class_names: Sequence[str]) -> Picture:
@@ -271,22 +277,15 @@ def lesion_overlays(
 
 def lesions_crop(image: NDArray[np.floating[Any]] | None, truth: Lesions, marks: Lesions, geometry: Geometry) -> Crop:
     """As `crop_of`; marks that are boxes are drawn as such."""
-    return crop_of(image, _drawn(truth, geometry.shape), _drawn(marks, geometry.shape), geometry.spacing)
+    return crop_of(image, _labels(truth, geometry.shape), _labels(marks, geometry.shape), geometry.spacing)
 
 
 # -- parts ------------------------------------------------------------------------------------------------------
 
 
-def _drawn(lesions: Lesions, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """A label map of the lesions, surer ones on top."""
-    labels = np.zeros(shape, np.uint8)
-    if lesions.numbered is not None:
-        return np.asarray(np.r_[0, lesions.classes + 1].astype(np.uint8)[lesions.numbered])
-    for box, index in zip(lesions.boxes[::-1], lesions.classes[::-1], strict=True):
-        low, high = np.floor(box[:3] + 0.5).astype(int), np.ceil(box[3:] - 0.5).astype(int)
-        z, y, x = (slice(a, max(b, a + 1)) for a, b in zip(low, high, strict=True))
-        labels[z, y, x] = index + 1
-    return labels
+def _labels(lesions: Lesions, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """As a label map of their classes."""
+    return np.asarray(np.r_[0, lesions.classes + 1].astype(np.uint8)[lesions.drawn(shape)])
 
 
 def _reach(seen: NDArray[np.bool_]) -> slice:
@@ -310,7 +309,7 @@ def _overlay(axis: Axes, crop: Crop, classes: int) -> None:
     axis.imshow(grey, cmap="gray", vmin=0, vmax=255, aspect=crop.spacing[0] / crop.spacing[1], interpolation="bicubic")
     for labels, colour, style in ((crop.truth, _TRUTH, "solid"), (crop.prediction, _PREDICTION, "dashed")):
         for index in range(1, classes + 1):
-            mask = np.pad(labels == index, 1).astype(float)
+            mask = np.pad(inside(labels, index - 1, regions=crop.regions), 1).astype(float)
             if not mask.any():
                 continue
             shade = colour if classes == 1 else _BY_CLASS[(index - 1) % len(_BY_CLASS)]

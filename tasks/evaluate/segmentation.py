@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from models.errors import GeometryError, LabelError, NothingToDoError
 from models.evaluation import (
@@ -24,9 +23,11 @@ from models.evaluation import (
     SegmentationCase,
 )
 from models.geometry import Geometry, Triple
+from models.volume import inside
 from tasks.evaluate import pictures
 from tasks.evaluate.intervals import SAMPLES, mean_intervals, mean_of_defined
 from tasks.evaluate.surfaces import Flat, surface_distances
+from tasks.imaging import masks
 
 Labels = NDArray[np.uint8]
 
@@ -35,7 +36,10 @@ METRICS = tuple(f.name for f in fields(ClassScores) if f.name not in ("class_nam
 
 @dataclass(frozen=True, slots=True)
 class SegmentationSample:
-    """One case to judge. `image` (c, z, y, x) float32 is only for pictures; labels (z, y, x) uint8, background 0."""
+    """One case to judge. `image` (c, z, y, x) float32 is only for pictures; labels (z, y, x) uint8, background 0.
+
+    With `regions` a label is a region map (`tasks.imaging.masks`): classes may overlap.
+    """
 
     patient: str
     case: str
@@ -43,6 +47,7 @@ class SegmentationSample:
     truth: Labels
     prediction: Labels
     geometry: Geometry
+    regions: bool = False
 
 
 def evaluate_segmentation(
@@ -56,7 +61,7 @@ def evaluate_segmentation(
     seed: int = 0,
     on_case: Callable[[SegmentationCase], None] | None = None,
 ) -> tuple[Evaluation, pd.DataFrame, list[Picture]]:
-    """Judge `samples` one after the other; label i + 1 is `class_names[i]`.
+    """Judge `samples` one after the other; label i + 1 (of regions: bit i) is `class_names[i]`.
 
     Returns the evaluation, the per-case table (`cases_frame`) and the pictures. Of each volume only a small crop of
     one slice is kept. Raises LabelError and GeometryError naming the case, NothingToDoError without one.
@@ -67,7 +72,10 @@ def evaluate_segmentation(
     for sample in samples:
         case = score_sample(sample, names, surface_tolerance_mm)
         cases.append(case)
-        crops.append(pictures.crop_of(sample.image, sample.truth, sample.prediction, sample.geometry.spacing))
+        crop = pictures.crop_of(
+            sample.image, sample.truth, sample.prediction, sample.geometry.spacing, regions=sample.regions
+        )
+        crops.append(crop)
         if on_case:
             on_case(case)
     if not cases:
@@ -96,7 +104,7 @@ def score_sample(sample: SegmentationSample, class_names: Sequence[str], toleran
             where=sample.case,
         )
     highest = int(max(sample.truth.max(), sample.prediction.max()))
-    if highest > len(class_names):
+    if highest >= 2 ** len(class_names) if sample.regions else highest > len(class_names):
         raise LabelError(f"label value {highest} has no name among {len(class_names)} classes", where=sample.case)
     scores, accuracy = score_case(
         sample.truth,
@@ -105,6 +113,7 @@ def score_sample(sample: SegmentationSample, class_names: Sequence[str], toleran
         class_names,
         tolerance_mm,
         voxel_mm3=sample.geometry.voxel_volume,
+        regions=sample.regions,
     )
     return SegmentationCase(sample.patient, sample.case, scores, accuracy)
 
@@ -117,8 +126,9 @@ def score_case(
     tolerance_mm: float = 2.0,
     *,
     voxel_mm3: float | None = None,
+    regions: bool = False,
 ) -> tuple[tuple[ClassScores, ...], float]:
-    """Scores of each class in one case, and the share of voxels with the right label.
+    """Scores of each class in one case, and the share of voxels with the right label (of regions: with all right).
 
     With TP, FP, FN, TN counted over all voxels: Dice = 2TP/(2TP+FP+FN), IoU = TP/(TP+FP+FN), pixel accuracy =
     (TP+TN)/all. HD95 (mm) and surface Dice as in `surfaces`; volumes in mL, error = prediction − truth, the relative
@@ -133,12 +143,16 @@ def score_case(
     So a miss costs the worst value instead of dropping out of the mean, and a class rightly left out counts as right.
     """
     grid = _Grid.of(truth.shape, spacing, tolerance_mm, voxel_mm3)
-    boxes = _boxes(truth, prediction, len(class_names))
-    scores = tuple(
-        _score_class(name, truth, prediction, index, boxes[index - 1], grid)
-        for index, name in enumerate(class_names, start=1)
-    )
-    return scores, float(np.count_nonzero(truth == prediction) / truth.size)
+    count = len(class_names)
+    boxes = map(_union, *(masks.boxes(labels, count, regions=regions) for labels in (truth, prediction)))
+    scores = []
+    for index, (name, box) in enumerate(zip(class_names, boxes, strict=True)):
+        if box is None:
+            scores.append(_scores(name, "absent", (0, 0, 0), (1.0, 0.0), grid))
+        else:
+            real, guessed = (inside(labels[box], index, regions=regions) for labels in (truth, prediction))
+            scores.append(_score_class(name, real, guessed, grid))
+    return tuple(scores), float(np.count_nonzero(truth == prediction) / truth.size)
 
 
 def cases_frame(cases: Iterable[SegmentationCase]) -> pd.DataFrame:
@@ -188,12 +202,8 @@ class _Grid:
         return cls(spacing, tolerance, z * y * x, volume / 1000, diagonal, flat)
 
 
-def _score_class(
-    name: str, truth: Labels, prediction: Labels, index: int, box: tuple[slice, ...] | None, grid: _Grid
-) -> ClassScores:
-    if box is None:
-        return _scores(name, "absent", (0, 0, 0), (1.0, 0.0), grid)
-    real, guessed = truth[box] == index, prediction[box] == index
+def _score_class(name: str, real: NDArray[np.bool_], guessed: NDArray[np.bool_], grid: _Grid) -> ClassScores:
+    """Of a class that is in truth, prediction or both; where it is, in its box."""
     both = int(np.count_nonzero(real & guessed))
     counts = both, int(np.count_nonzero(guessed)) - both, int(np.count_nonzero(real)) - both
     outcome: Outcome = "missed" if not guessed.any() else "invented" if not real.any() else "found"
@@ -226,14 +236,8 @@ def _scores(
     )
 
 
-def _boxes(truth: Labels, prediction: Labels, classes: int) -> list[tuple[slice, ...] | None]:
-    """The joint bounding box of each class, or None where it is in neither."""
-    ours = ndimage.find_objects(truth, max_label=classes)
-    theirs = ndimage.find_objects(prediction, max_label=classes)
-    return [_union(a, b) for a, b in zip(ours, theirs, strict=True)]
-
-
 def _union(a: tuple[slice, ...] | None, b: tuple[slice, ...] | None) -> tuple[slice, ...] | None:
+    """The joint box, None where a class is in neither."""
     if a is None or b is None:
         return a or b
     return tuple(slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(a, b, strict=True))

@@ -14,7 +14,7 @@ from models.schemas import CASE_METRICS_SEGMENTATION, check
 from tasks.evaluate.comparison import compare_segmentation
 from tasks.evaluate.judging import Judged
 from tasks.evaluate.segmentation import SegmentationSample, evaluate_segmentation
-from tasks.imaging.masks import label_map
+from tasks.imaging.masks import map_of
 from tasks.imaging.predictor import Predictor
 from tasks.progress import Stage
 from tasks.stores.house import Stores
@@ -29,29 +29,30 @@ def judge(
     running: Stage,
 ) -> Judged:
     """Dice and its kin, case by case."""
-    classes = package.recipe.labels.meaning(dataset.classes)
+    asked, regions = package.recipe.labels, package.plan.regions
+    classes = asked.meaning(dataset.classes)
 
     def samples() -> Iterator[SegmentationSample]:
         for row in rows:
             volume = stores.volumes.open(row.volume).read()
-            truth = label_map(stores.volumes.open_mask(row.label).read(), classes, package.recipe.labels.fraction)
+            truth = map_of(stores.volumes.open_mask(row.label).read(), classes, asked.fraction, regions=regions)
             found = predictor.segment(volume.array, volume.geometry)
             image = volume.array if volume.channels > 1 else volume.array[np.newaxis]
             yield SegmentationSample(
-                row.patient, row.volume, image.astype(np.float32), truth, found.labels, volume.geometry
+                row.patient, row.volume, image.astype(np.float32), truth, found.labels, volume.geometry, regions
             )
 
     def told(case: SegmentationCase) -> None:
         running.advance(note=f"Dice {case.dice:.3f}")
 
-    asked = package.recipe.evaluate
+    judging = package.recipe.evaluate
     evaluation, frame, pictures = evaluate_segmentation(
         samples(),
         dataset.classes,
         package=package.key,
         dataset=dataset.key,
-        surface_tolerance_mm=asked.surface_tolerance_mm,
-        bootstrap=asked.bootstrap,
+        surface_tolerance_mm=judging.surface_tolerance_mm,
+        bootstrap=judging.bootstrap,
         on_case=told,
     )
     return Judged(evaluation, check(frame, CASE_METRICS_SEGMENTATION, where="evaluation"), tuple(pictures))
