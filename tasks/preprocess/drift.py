@@ -86,8 +86,8 @@ def _levels(before: Sequence[CaseFacts], now: Sequence[CaseFacts]) -> Iterator[D
     for channel in range(channels):
         of = f" of channel {channel + 1}" if channels > 1 else ""
         for name, key in _PERCENTILES.items():
-            values = [[float(getattr(c.levels[channel], key)) for c in cases] for cases in (before, now)]
-            yield from _apart(f"{name} of intensities{of}", *values)
+            old, new = ([float(getattr(c.levels[channel], key)) for c in cases] for cases in (before, now))
+            yield from _apart(f"{name} of intensities{of}", old, new)
 
 
 def _sizes(before: Sequence[CaseFacts], now: Sequence[CaseFacts], classes: Sequence[str]) -> Iterator[Drift]:
@@ -95,11 +95,11 @@ def _sizes(before: Sequence[CaseFacts], now: Sequence[CaseFacts], classes: Seque
     for index in range(several):
         name = classes[index] if index < len(classes) else f"class {index + 1}"
         # Where a structure is not shown it has no size; how often it is shown is another measure.
-        values = [
+        old, new = (
             [c.class_voxels[index] * math.prod(c.spacing) / 1000 for c in cases if c.class_voxels[index]]
             for cases in (before, now)
-        ]
-        yield from _apart(f"volume of {name}", *values, unit="ml")
+        )
+        yield from _apart(f"volume of {name}", old, new, unit="ml")
 
 
 def _apart(measure: str, old: Sequence[float], new: Sequence[float], unit: str = "") -> Iterator[Drift]:
