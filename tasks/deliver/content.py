@@ -60,7 +60,10 @@ class Maker:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What the model said of one class. `code` is the recipe's, if it has one; `reported` that it is sure enough."""
+    """What the model said of one class, or of one lesion of it, which has a `number`.
+
+    `code` is the recipe's, if it has one; `reported` that it is sure enough.
+    """
 
     class_name: str
     confidence: float
@@ -68,6 +71,12 @@ class Said:
     volume_ml: float | None = None
     code: Coded | None = None
     reported: bool = True
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As its segment is called in the stored mask."""
+        return self.class_name if self.number is None else f"{self.class_name} {self.number}"
 
     @property
     def found(self) -> bool:
@@ -76,8 +85,9 @@ class Said:
 
     @property
     def label(self) -> str:
-        """The class's name as DICOM text (LO)."""
-        return self.class_name.replace("\\", "/")[:_LO]
+        """Its name as DICOM text (LO), with the lesion's number."""
+        number = "" if self.number is None else f" {self.number}"
+        return self.class_name.replace("\\", "/")[: _LO - len(number)] + number
 
     @property
     def tissue(self) -> Coded:
@@ -89,7 +99,8 @@ class Said:
         """The recipe's code, or one of our own that stands for the class's name."""
         if self.code is not None:
             return concept(self.code.type)
-        return CodedConcept(content_key("class", self.class_name)[:12], SCHEME, self.label)
+        meaning = self.class_name.replace("\\", "/")[:_LO]
+        return CodedConcept(content_key("class", self.class_name)[:12], SCHEME, meaning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +151,7 @@ def said_of(findings: list[dict[str, Any]], deliver: Deliver) -> tuple[Said, ...
             volume_ml=None if finding.get("volume_ml") is None else float(finding["volume_ml"]),
             code=deliver.codes.get(str(finding["class_name"])),
             reported=float(finding["confidence"]) >= deliver.min_confidence,
+            number=finding.get("number"),
         )
         for finding in findings
     )

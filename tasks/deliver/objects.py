@@ -102,13 +102,17 @@ def _of(
     *,
     pictures: bool,
 ) -> list[Result]:
-    if package.plan.kind != "segmentation":
+    if not package.plan.segments and package.plan.kind != "detection":
         return [Result("sr", report(subject, None, structures=False))]
     found = structures(subject.said, stores.volumes.open_mask(prediction.prediction))
     if found is None:
         return [Result("sr", report(subject, None, structures=True))]
-    drawn = segmentation(subject, found)
-    made = [Result("seg", drawn), Result("sr", report(subject, drawn, structures=True))]
+    if package.plan.segments:
+        drawn = segmentation(subject, found)
+        made = [Result("seg", drawn), Result("sr", report(subject, drawn, structures=True))]
+    else:
+        # A box is no segmentation: its place is told in the report alone.
+        made = [Result("sr", report(subject, None, structures=True, boxes=found))]
     if pictures:
         made.append(Result("sc", overview(subject, found, stores.volumes.open(volume.volume))))
     return made

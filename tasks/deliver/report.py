@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+import numpy as np
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import (
     AlgorithmIdentification,
     CodedConcept,
     ComprehensiveSR,
     DeviceObserverIdentifyingAttributes,
+    ImageRegion,
     Measurement,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
     ObservationContext,
     ObserverContext,
+    PlanarROIMeasurementsAndQualitativeEvaluations,
     QualitativeEvaluation,
     ReferencedSegment,
     SourceImageForMeasurementGroup,
+    SourceImageForRegion,
     SourceSeriesForSegmentation,
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
@@ -28,15 +32,18 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage
 
 from tasks.deliver.content import MANUFACTURER, SCHEME, UNFAMILIAR, Said, Subject, blank_person, concept, finish
-from tasks.deliver.segmentation import tracking
+from tasks.deliver.segmentation import Structures, tracking
 
 _PROJECTIONS: Final = frozenset({"CR", "DX", "RF", "XA", "MG", "US", "OT", "SC"})
 """Modalities whose flat images have no volume: a pixel's depth is made up."""
 
 
-def report(subject: Subject, segmentation: Dataset | None, *, structures: bool) -> Dataset:
-    """What was found in one volume; `structures`: by segmentation, else as classes of the whole image."""
-    groups = (_structures(subject, segmentation) if structures else _classes(subject)) or [_nothing(subject)]
+def report(
+    subject: Subject, segmentation: Dataset | None, *, structures: bool, boxes: Structures | None = None
+) -> Dataset:
+    """What was found in one volume; `structures`: by segmentation or as `boxes`, else as classes of the whole image."""
+    groups = _structures(subject, segmentation, boxes) if structures else _classes(subject)
+    groups = groups or [_nothing(subject)]
     if not subject.familiar:
         groups.append(_unfamiliar(subject))
     content = MeasurementReport(
@@ -72,12 +79,16 @@ def report(subject: Subject, segmentation: Dataset | None, *, structures: bool) 
 # -- groups -------------------------------------------------------------------------------------------------------
 
 
-def _structures(subject: Subject, segmentation: Dataset | None) -> list[Any]:
+def _structures(subject: Subject, segmentation: Dataset | None, boxes: Structures | None) -> list[Any]:
     numbers: dict[str, int] = {}
     if segmentation is not None:
         numbers = {str(item.TrackingUID): int(item.SegmentNumber) for item in segmentation.SegmentSequence}
+    boxed = {} if boxes is None else {said: place for place, said in enumerate(boxes.said)}
     groups: list[Any] = []
     for said in subject.said:
+        if boxes is not None and said in boxed:
+            groups.append(_boxed(subject, said, boxes, boxed[said]))
+            continue
         number = numbers.get(tracking(subject, said)[1])
         if number is not None and segmentation is not None:
             groups.append(_structure(subject, said, segmentation, number))
@@ -87,7 +98,9 @@ def _structures(subject: Subject, segmentation: Dataset | None) -> list[Any]:
 
 
 def _structure(subject: Subject, said: Said, segmentation: Dataset, number: int) -> Any:
-    measured = [_probability(said, derivation=codes.SCT.Mean)]
+    # Of a lesion the highest of its voxels', of a structure their mean.
+    derivation = codes.SCT.Mean if said.number is None else codes.SCT.Maximum
+    measured = [_probability(said, derivation=derivation)]
     if said.volume_ml is not None and subject.origin.modality not in _PROJECTIONS:
         milliliter = CodedConcept("mL", "UCUM", "mL")
         measured.insert(0, Measurement(name=codes.SCT.Volume, value=_rounded(said.volume_ml), unit=milliliter))
@@ -102,6 +115,36 @@ def _structure(subject: Subject, said: Said, segmentation: Dataset, number: int)
         measurements=measured,
         **_about(subject, said),
     )
+
+
+def _boxed(subject: Subject, said: Said, boxes: Structures, place: int) -> Any:
+    """A lesion by its box: a rectangle on each slice that it reaches, where slices are images of their own."""
+    regions = _rectangles(subject, boxes, place)
+    if not regions:
+        return _group(subject, said, measurements=[_probability(said)], evaluations=[_presence(codes.SCT.Present)])
+    whole: dict[str, Any] = {"finding_category": concept(said.tissue.category), "measurements": [_probability(said)]}
+    whole |= _about(subject, said)
+    if len(subject.origin.slices) == 1:
+        return PlanarROIMeasurementsAndQualitativeEvaluations(referenced_region=regions[0], **whole)
+    return VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_regions=regions, **whole)
+
+
+def _rectangles(subject: Subject, boxes: Structures, place: int) -> list[ImageRegion]:
+    """In pixels from the corner of an image's first one (PS3.3 C.18.6.1.1); none for tiles of one large image."""
+    slices = subject.origin.slices
+    if len(set(slices)) < len(slices):
+        return []
+    made = []
+    for at, z in enumerate(boxes.marked):
+        rows, columns = np.nonzero(boxes.inside(place, at))
+        if not len(rows):
+            continue
+        (top, bottom), (left, right) = ((line.min(), line.max() + 1) for line in (rows, columns))
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+        part = slices[z]
+        source = SourceImageForRegion(part.sop_class, part.instance, None if part.frame is None else [part.frame])
+        made.append(ImageRegion("POLYLINE", np.array(corners, dtype=float), source))
+    return made
 
 
 def _classes(subject: Subject) -> list[Any]:

@@ -52,7 +52,7 @@ class Structures:
 def structures(said: Sequence[Said], mask: StoredMask) -> Structures | None:
     """The structures to be told; without a voxel inside there is none. Read one by one: a model may know a hundred."""
     places = {segment.name: place for place, segment in enumerate(mask.segments)}
-    wanted = [(s, places[s.class_name]) for s in said if s.found and s.class_name in places]
+    wanted = [(s, places[s.name]) for s in said if s.found and s.name in places]
     labels = np.zeros(mask.geometry.shape, np.uint8 if len(wanted) < 256 else np.uint16)
     found: list[tuple[Said, int]] = []
     overlap = False
@@ -95,8 +95,10 @@ def segmentation(subject: Subject, found: Structures) -> Dataset:
 
 
 def tracking(subject: Subject, said: Said) -> tuple[str, str]:
-    """Tracking identifier and UID of a structure: the same in segmentation and report."""
-    return f"{subject.maker.title}: {said.label}"[:64], subject.uid("tracking", said.class_name)
+    """Tracking identifier and UID of a structure or lesion: the same in segmentation and report."""
+    # The lesion's number is at the end: the model's name rather is cut short.
+    title = subject.maker.title[: max(0, 62 - len(said.label))]
+    return f"{title}: {said.label}"[:64], subject.uid("tracking", said.name)
 
 
 def _inside(mask: StoredMask, place: int) -> NDArray[np.bool_]:

@@ -51,6 +51,19 @@ class Lesions:
         """Of balls of their volume, mm."""
         return np.cbrt(self.sizes * voxel_mm3 * 3 / (4 * np.pi))
 
+    def drawn(self, shape: tuple[int, int, int]) -> NDArray[np.uint16]:
+        """`numbered`; where only boxes are known these, the surer over the others."""
+        if self.numbered is not None:
+            return self.numbered
+        numbers = np.zeros(shape, np.uint16)
+        for number in range(len(self), 0, -1):
+            box = self.boxes[number - 1]
+            low, high = np.floor(box[:3] + 0.5).astype(int), np.ceil(box[3:] - 0.5).astype(int)
+            low = np.minimum(low, np.asarray(shape) - 1)
+            z, y, x = (slice(a, max(b, a + 1)) for a, b in zip(low, high, strict=True))
+            numbers[z, y, x] = number
+        return numbers
+
     def chosen(self, which: NDArray[np.intp]) -> Lesions:
         """Those of these numbers (from 0), rising."""
         numbered = self.numbered

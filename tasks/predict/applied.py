@@ -7,8 +7,9 @@ from typing import Final, Protocol
 
 from models.recipe import Kind
 from models.volume import Volume
+from tasks.imaging.detector import believed_from, detect
 from tasks.imaging.predictor import Predictor
-from tasks.predict.findings import Finding, as_mask, classes, structures
+from tasks.predict.findings import Finding, as_mask, classes, lesion_mask, lesions, structures
 from tasks.stores.house import Stores
 
 
@@ -39,5 +40,16 @@ def classify(
     return classes(predictor.classify(volume.array, volume.geometry), predictor.package)
 
 
-APPLIED: Final[Mapping[Kind, Apply]] = {"segmentation": segment, "classification": classify}
+def find(
+    stores: Stores, predictor: Predictor, volume: Volume, key: str, clinical: tuple[str, ...] = ()
+) -> tuple[Finding, ...]:
+    """Write the lesions under `key`, and measure them: those that are sure enough."""
+    package, geometry = predictor.package, volume.geometry
+    found = detect(predictor, volume.array, geometry).from_confidence(believed_from(package))
+    names = package.plan.classes
+    stores.volumes.write_mask(key, lesion_mask(found, geometry, names))
+    return lesions(found, geometry, names)
+
+
+APPLIED: Final[Mapping[Kind, Apply]] = {"segmentation": segment, "classification": classify, "detection": find}
 """(stores, predictor, volume, the prediction's key) → what is found."""

@@ -13,11 +13,14 @@ from scipy import ndimage
 from models.geometry import Geometry, Triple
 from models.package import ModelPackage
 from models.volume import Mask, Segment
+from tasks.imaging.detection import Lesions
+from tasks.imaging.detector import believed_from
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What the model said of one class: a structure's size, place and mean confidence, or a class's probability.
+    """What the model said of one class: a structure's size, place and mean confidence, or a class's probability; or
+    of one lesion, which has a `number`, from 1 for the surest of the image.
 
     `centroid_mm` is (x, y, z) LPS, `bounds_mm` the lowest and the highest corner of the box round the structure.
     """
@@ -29,6 +32,12 @@ class Finding:
     voxels: int | None = None
     centroid_mm: Triple | None = None
     bounds_mm: tuple[Triple, Triple] | None = None
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The class's, with the lesion's number: as its segment is called."""
+        return self.class_name if self.number is None else f"{self.class_name} {self.number}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -56,6 +65,22 @@ def structures(
     )
 
 
+def lesions(found: Lesions, geometry: Geometry, names: Sequence[str]) -> tuple[Finding, ...]:
+    """One finding for each lesion, the surest first; one that says so for each class that has none.
+
+    A box tells no volume: the lesion fills only part of it.
+    """
+    measured = tuple(_lesion(found, index, geometry, names) for index in range(len(found)))
+    absent = [name for index, name in enumerate(names) if not len(found.of_class(index))]
+    return (*measured, *(Finding(name, 0.0, volume_ml=0.0, voxels=0) for name in absent))
+
+
+def lesion_mask(found: Lesions, geometry: Geometry, names: Sequence[str]) -> Mask:
+    """A segment for each lesion, called as its finding is; boxes as such. Without a lesion one a class, empty."""
+    called = [finding.name for finding in lesions(found, geometry, names)][: len(found)] or list(names)
+    return as_mask(found.drawn(geometry.shape), called, geometry)
+
+
 def classes(probabilities: NDArray[np.floating[Any]], package: ModelPackage) -> tuple[Finding, ...]:
     """One finding per class of a classified image; one of them is called."""
     called = called_class(probabilities, package)
@@ -66,7 +91,11 @@ def classes(probabilities: NDArray[np.floating[Any]], package: ModelPackage) -> 
 
 
 def threshold_used(package: ModelPackage) -> float | None:
-    """The probability from which a binary model calls its positive class; None where the likeliest class is called."""
+    """The probability from which a binary model calls its positive class, or a lesion is told; None where the
+    likeliest class is called.
+    """
+    if package.plan.kind == "detection":
+        return believed_from(package)
     two = package.plan.kind == "classification" and len(package.plan.classes) == 2
     return package.threshold if two else None
 
@@ -81,7 +110,7 @@ def called_class(probabilities: NDArray[np.floating[Any]], package: ModelPackage
     return index if probabilities[index] >= threshold else 1 - index
 
 
-def as_mask(labels: NDArray[np.uint8], names: Sequence[str], geometry: Geometry) -> Mask:
+def as_mask(labels: NDArray[np.unsignedinteger[Any]], names: Sequence[str], geometry: Geometry) -> Mask:
     """The label map as the volume store writes it, without a copy per class."""
     occupancy = cast("NDArray[np.uint8]", Occupancy(labels, len(names)))
     return Mask(occupancy, tuple(Segment(i + 1, name) for i, name in enumerate(names)), geometry, "model")
@@ -96,7 +125,7 @@ class Occupancy:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, labels: NDArray[np.uint8], count: int) -> None:
+    def __init__(self, labels: NDArray[np.unsignedinteger[Any]], count: int) -> None:
         self.labels, self.count = labels, count
         self.shape = (count, *labels.shape)
 
@@ -114,6 +143,21 @@ class Occupancy:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self[(slice(None),) * 4].astype(dtype or self.dtype, copy=False)
+
+
+def _lesion(found: Lesions, index: int, geometry: Geometry, names: Sequence[str]) -> Finding:
+    box = found.boxes[index]
+    known = found.numbered is not None
+    return Finding(
+        class_name=names[int(found.classes[index])],
+        confidence=float(found.confidence[index]),
+        volume_ml=float(found.sizes[index]) * geometry.voxel_volume / 1000 if known else None,
+        called=True,
+        voxels=int(found.sizes[index]) if known else None,
+        centroid_mm=_point(geometry.to_world(found.centres[index] - 0.5)),
+        bounds_mm=_bounds(geometry, list(zip(box[:3], box[3:], strict=True))),
+        number=index + 1,
+    )
 
 
 def _structure(
@@ -139,13 +183,13 @@ def _structure(
         called=True,
         voxels=voxels,
         centroid_mm=_point(geometry.to_world(middle)),
-        bounds_mm=_bounds(geometry, box),
+        bounds_mm=_bounds(geometry, [(s.start, s.stop) for s in box]),
     )
 
 
-def _bounds(geometry: Geometry, box: tuple[slice, slice, slice]) -> tuple[Triple, Triple]:
-    """Of the voxels' outer borders, along the patient's axes."""
-    corners = np.array(np.meshgrid(*[(s.start - 0.5, s.stop - 0.5) for s in box], indexing="ij")).reshape(3, -1).T
+def _bounds(geometry: Geometry, box: Sequence[tuple[float, float]]) -> tuple[Triple, Triple]:
+    """Of a box of whole or parted voxels, by their outer borders, along the patient's axes."""
+    corners = np.array(np.meshgrid(*[(low - 0.5, high - 0.5) for low, high in box], indexing="ij")).reshape(3, -1).T
     world = geometry.to_world(corners)
     return _point(world.min(axis=0)), _point(world.max(axis=0))
 

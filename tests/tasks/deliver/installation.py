@@ -120,9 +120,10 @@ class Installation:
         """A stored package with these classes; the weights are a few numbers."""
         home = self.stores.locations.home
         sample = a_package(home / "sample")
-        source = 'source = "SEG"' if kind == "segmentation" else 'source = "CSV"\nname = "chest"'
+        source = 'source = "SEG"' if kind != "classification" else 'source = "CSV"\nname = "chest"'
         read = Recipe.parse(f'name = "liver"\nkind = "{kind}"\n[images]\nmodality = "CT"\n[labels]\n{source}\n{recipe}')
-        plan = sample.plan.model_copy(update={"kind": kind, "classes": tuple(classes), "recipe": read.key})
+        told = {"kind": kind, "classes": tuple(classes), "recipe": read.key, "detection": read.detection}
+        plan = sample.plan.model_copy(update=told)
         key = content_key("package", read.key, list(classes))
         package = sample.model_copy(update={"key": key, "recipe": read, "plan": plan})
         with self.stores.packages.staging() as folder:
@@ -165,6 +166,19 @@ class Installation:
         ]
         row = PredictionRow(prediction=key, package=package, volume=volume.volume, result={"findings": findings})
         self.stores.catalog.add(row)
+        return key
+
+    def detect(self, package: str, volume: VolumeRow, lesions: dict[str, Draw], *, confidence: float = 0.8) -> str:
+        """A prediction of lesions, each with its mask; none of `lesions` may mean that there is none."""
+        key = self.segment(package, volume, lesions or {"lesion": nowhere}, confidence=confidence)
+        row = self.stores.catalog.get(PredictionRow, key)
+        assert row is not None
+        findings = [
+            finding | {"class_name": name, "number": int(number) if number else None}
+            for finding in row.result["findings"]
+            for name, _, number in [str(finding["class_name"]).partition(" ")]
+        ]
+        self.stores.catalog.change(PredictionRow, PredictionRow.prediction == key, result={"findings": findings})
         return key
 
     def classify(self, package: str, volume: VolumeRow, probabilities: dict[str, float]) -> str:
