@@ -17,6 +17,7 @@ from models.errors import NothingToDoError, PixelError
 from models.geometry import Geometry
 from models.hashing import content_key
 from models.plan import CaseFacts, Fingerprint, IntensityStats, Outlier
+from tasks.imaging.compose import missing_channels
 from tasks.imaging.crop import box_shape, crop_to, nonzero_box
 from tasks.imaging.facts import channel_levels, orientation
 from tasks.imaging.masks import sizes
@@ -58,11 +59,15 @@ def look_at_case(
 ) -> CaseSample:
     """What the fingerprint keeps of `array` ([c,] z, y, x). Raises PixelError where a value is not finite.
 
+    Of a missing channel (NaN throughout, see `tasks.imaging.compose`) the voxels are NaN.
+
     Voxels are drawn from the foreground of `labels`, or from what is not zero where there is none. `median` and
     `iqr` are of the first channel's voxels ≠ 0 (all, where there is a single value), with or without foreground.
     """
     channels = array[None] if array.ndim == 3 else array
-    box = nonzero_box(channels)
+    missing = missing_channels(channels)
+    there = np.delete(channels, missing, axis=0) if missing else channels
+    box = nonzero_box(there)
     inner = crop_to(channels, box).reshape(len(channels), -1)
     rng = np.random.default_rng(int(content_key("sample", volume, seed)[:16], 16))
     flat, places = channels.reshape(len(channels), -1), np.empty(0, np.intp)
@@ -70,12 +75,12 @@ def look_at_case(
         places = np.flatnonzero(labels)
     source = flat if len(places) else inner
     if not len(places):
-        places = np.flatnonzero(source.any(axis=0))
+        places = np.flatnonzero((np.delete(source, missing, axis=0) if missing else source).any(axis=0))
     drawn = rng.choice(places, min(len(places), SAMPLES_PER_CASE), replace=False) if len(places) else np.arange(1)
     voxels = source[:, np.sort(drawn)].astype(np.float32)
     overall = inner[0, rng.integers(0, inner.shape[1], min(inner.shape[1], 5 * SAMPLES_PER_CASE))].astype(np.float64)
     overall = overall[overall != 0] if overall.any() else overall
-    if not (np.isfinite(voxels).all() and np.isfinite(overall).all()):
+    if not (np.isfinite(np.delete(voxels, missing, axis=0)).all() and np.isfinite(overall).all()):
         raise PixelError("the image holds NaN or infinite values", reason="non-finite-pixels")
     low, middle, high = np.percentile(overall, (25, 50, 75))
     counts = [] if labels is None else sizes(labels, classes, regions=regions)
@@ -129,10 +134,12 @@ def _intensities(samples: Sequence[CaseSample], seed: int) -> tuple[IntensitySta
         count = sample.voxels.shape[1]
         chosen = slice(None) if count <= share else np.sort(rng.choice(count, share, replace=False))
         pooled.append(sample.voxels[:channels, chosen])
-    return tuple(_stats(channel) for channel in np.concatenate(pooled, axis=1))
+    return tuple(_stats(channel[~np.isnan(channel)]) for channel in np.concatenate(pooled, axis=1))
 
 
 def _stats(values: NDArray[np.float32]) -> IntensityStats:
+    """Zeros of a channel that no case has."""
+    values = values if values.size else np.zeros(1, np.float32)
     p005, median, p995 = (float(v) for v in np.percentile(values, (0.5, 50, 99.5)))
     return IntensityStats(
         mean=float(values.mean(dtype=np.float64)),

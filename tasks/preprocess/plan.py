@@ -9,7 +9,7 @@ from typing import Literal
 
 from models.errors import RecipeError
 from models.networks import entry_for
-from models.plan import Fingerprint, InferPlan, NetworkPlan, Normalisation, Plan, PreparePlan, TrainPlan
+from models.plan import Fingerprint, InferPlan, NetworkPlan, Normalisation, Plan, PreparePlan, TrainPlan, VariablePlan
 from models.recipe import Detection, Kind, Recipe, Window
 from models.recipe.labels import MOST_REGIONS
 from models.recipe.losses import chosen_loss
@@ -44,6 +44,7 @@ def make_plan(
     device: str,
     cores: int | None = None,
     series: Sequence[int] = (),
+    variables: tuple[VariablePlan, ...] = (),
 ) -> Plan:
     """Every number that preparing, training and applying need; `notes` say why.
 
@@ -74,6 +75,7 @@ def make_plan(
     prepare, more = _prepare(recipe, fingerprint, grid, size)
     notes += more
     network = _network(recipe, grid, sized, channels, outputs)
+    network = network.model_copy(update={"variables": sum(variable.width for variable in variables)})
     flips, why = _flips(recipe, classes, grid, sized)
     train, more = _train(recipe, grid, sized, cases, flips)
     weights, told = class_weights(recipe, fingerprint, classes)
@@ -98,6 +100,7 @@ def make_plan(
         several=recipe.labels.several,
         of=recipe.labels.of,
         channels=tuple(channel.name for channel in recipe.images.channels),
+        variables=variables,
         detection=_detection(recipe),
         synthesis=recipe.synthesis,
         notes=tuple(notes),
@@ -131,7 +134,7 @@ def _prepare(
     crop = recipe.preprocess.crop
     if crop == "auto":
         # Zero is water in CT, not "outside"; and a classified picture's frame is part of it.
-        framed = fingerprint.modality == "CT" or recipe.kind == "classification"
+        framed = "CT" in (fingerprint.modality, *fingerprint.modalities) or recipe.kind == "classification"
         crop = "none" if framed else "nonzero"
     ways = tuple(_normalisation(recipe, fingerprint, channel, crop) for channel in range(len(fingerprint.intensities)))
     plan = PreparePlan(
@@ -144,20 +147,25 @@ def _prepare(
         steps=recipe.preprocess.steps,
         normalisation=ways,
     )
-    first = ways[0]
-    ranges = {
-        "ct": f"ct: clipped to {first.low:g}…{first.high:g}, then (x − {first.mean:g})/{first.std:g} of the foreground",
-        "zscore": "z-score of each image" + (", inside its body" if first.masked else ""),
-    }
-    notes = ["normalisation " + ranges.get(first.scheme, first.scheme)]
+    names = [f" of {channel.name}" for channel in recipe.images.channels] or [""]
+    notes = [f"normalisation{name} {_told(way)}" for name, way in zip(names, ways, strict=False)]
     if plan.anisotropic:
         notes.append("slices lie over 3 pixels apart: z is resampled by nearest neighbour, in-plane by cubic splines")
     return plan, notes
 
 
+def _told(way: Normalisation) -> str:
+    if way.scheme == "ct":
+        return f"ct: clipped to {way.low:g}…{way.high:g}, then (x − {way.mean:g})/{way.std:g} of the foreground"
+    if way.scheme == "zscore":
+        return "z-score of each image" + (", inside its body" if way.masked else "")
+    return way.scheme
+
+
 def _normalisation(recipe: Recipe, fingerprint: Fingerprint, channel: int, crop: str) -> Normalisation:
-    how = recipe.preprocess.normalise
-    scheme = ("ct" if fingerprint.modality == "CT" else "zscore") if how == "auto" else how
+    own = recipe.images.channels[channel].normalise if recipe.images.channels else None
+    how = own or recipe.preprocess.normalise
+    scheme = ("ct" if fingerprint.modality_of(channel) == "CT" else "zscore") if how == "auto" else how
     stats = fingerprint.intensities[channel]
     if scheme == "ct":
         low, high, mean, std = (_steady(v, stats.std) for v in (stats.p005, stats.p995, stats.mean, stats.std))

@@ -32,13 +32,15 @@ from models.hashing import content_key
 from models.plan import CaseFacts, Fingerprint, PreparePlan
 from models.recipe import LabelClass
 from models.volume import Volume
+from tasks.imaging.compose import Registration, read_case
 from tasks.imaging.masks import map_of
 from tasks.imaging.prepare import prepare_image, prepare_mask
 from tasks.imaging.resample import resample_to_grid
 from tasks.preprocess.fingerprint import CaseSample, look_at_case, summarise
 from tasks.progress import stage
 from tasks.stores.places import write_synced
-from tasks.stores.prepared import About, PreparedStore, prepared_key
+from tasks.stores.prepared import COMPOSED, About, PreparedStore, prepared_key
+from tasks.stores.transforms import TransformStore
 from tasks.stores.volumes import VolumeStore
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ class Case:
 
     `label` is the label's key, and the mask's in the volume store; "" where the case has no label. `target` is the
     class index of a classified image, `classes` says of each class whether an image that may show several shows it
-    (the label is no mask then); −1 and empty for a mask.
+    (the label is no mask then); −1 and empty for a mask. `channels` are the volumes beside it ("" where one is
+    missing), `registration` says how they are brought to it.
     """
 
     url: str
@@ -68,6 +71,8 @@ class Case:
     label: str = ""
     target: int = -1
     classes: tuple[int, ...] = ()
+    channels: tuple[str, ...] = ()
+    registration: Registration = "none"
 
     @property
     def has_mask(self) -> bool:
@@ -111,10 +116,13 @@ def fingerprint_dataset(
     *,
     dataset: str,
     modality: str,
+    modalities: tuple[str, ...] = (),
     outliers: Literal["none", "zscore", "iqr"] = "iqr",
     seed: int = 0,
 ) -> FingerprintOutcome:
     """The fingerprint of the training cases; what is known of a case is kept under `root`.
+
+    `modalities` are the channels', where cases are made of several series.
 
     Without a client the work is done here. Raises NothingToDoError where no case is good, TransientError where cases
     remain undone although they were tried again.
@@ -123,11 +131,8 @@ def fingerprint_dataset(
     new = [case for case in cases if case not in known]
     outcome = _each(client, partial(_look, reading=reading, root=root, seed=seed), new, "fingerprint")
     everything = [*known.values(), *outcome.done.values()]
-    return FingerprintOutcome(
-        summarise(dataset, modality, everything, classes=len(reading.classes), outliers=outliers, seed=seed),
-        outcome.failures,
-        outcome.computed,
-    )
+    seen = summarise(dataset, modality, everything, classes=len(reading.classes), outliers=outliers, seed=seed)
+    return FingerprintOutcome(seen.model_copy(update={"modalities": modalities}), outcome.failures, outcome.computed)
 
 
 def prepare_dataset(
@@ -148,7 +153,15 @@ def prepare_dataset(
 def case_key(case: Case, reading: Reading, plan: PreparePlan) -> str:
     """The key of the case's prepared arrays."""
     return prepared_key(
-        case.volume, case.label or None, plan, reading.classes, reading.fraction, case.target, regions=reading.regions
+        case.volume,
+        case.label or None,
+        plan,
+        reading.classes,
+        reading.fraction,
+        case.target,
+        regions=reading.regions,
+        channels=case.channels,
+        registration=case.registration,
     )
 
 
@@ -156,7 +169,7 @@ def case_key(case: Case, reading: Reading, plan: PreparePlan) -> str:
 
 
 def _look(case: Case, reading: Reading, root: Path, seed: int) -> CaseSample:
-    volume, labels = _read(case, reading)
+    volume, labels = _read(case, reading, root)
     sample = look_at_case(
         case.volume,
         volume.array,
@@ -173,7 +186,7 @@ def _look(case: Case, reading: Reading, root: Path, seed: int) -> CaseSample:
 
 
 def _prepare(case: Case, reading: Reading, plan: PreparePlan, root: Path) -> str:
-    volume, labels = _read(case, reading)
+    volume, labels = _read(case, reading, root)
     prepared = prepare_image(volume.array, volume.geometry, plan)
     mask = None if labels is None else prepare_mask(labels, volume.geometry, plan, prepared)
     if mask is not None and labels is not None and labels.any() and not mask.any():
@@ -188,10 +201,10 @@ def _prepare(case: Case, reading: Reading, plan: PreparePlan, root: Path) -> str
     return key
 
 
-def _read(case: Case, reading: Reading) -> tuple[Volume, NDArray[np.uint8] | None]:
-    """The volume, and its label map on the volume's grid."""
+def _read(case: Case, reading: Reading, root: Path) -> tuple[Volume, NDArray[np.uint8] | None]:
+    """The volume with all its channels, and its label map on the volume's grid."""
     store = VolumeStore(case.url)
-    volume = store.open(case.volume).read()
+    volume = read_case(store, case.volume, case.channels, case.registration, TransformStore(root))
     if not case.has_mask:
         return volume, None
     mask = store.open_mask(case.label).read()
@@ -210,7 +223,8 @@ def _brought_over(labels: NDArray[np.uint8], source: Geometry, target: Geometry)
 
 def _facts_file(root: Path, case: Case, reading: Reading, seed: int) -> Path:
     told = [c.model_dump(mode="json") for c in reading.classes] if case.has_mask else []
-    meant = [case.target, list(case.classes), reading.regions]
+    meant: list[object] = [case.target, list(case.classes), reading.regions]
+    meant += [[COMPOSED, case.registration, *case.channels]] if case.channels else []
     key = content_key("facts", FACTS_FORMAT, case.volume, case.label, told, reading.fraction, meant, seed)
     return Path(root) / FACTS / key[:2] / f"{key}.npz"
 

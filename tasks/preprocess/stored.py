@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +21,9 @@ from tasks.preprocess.cluster import compute_client
 from tasks.preprocess.patients import series_of
 from tasks.preprocess.plan import make_plan
 from tasks.preprocess.run import Case, Reading, case_key, fingerprint_dataset, prepare_dataset
+from tasks.preprocess.variables import plan_variables
 from tasks.stores.house import Stores
-from tasks.stores.tables import PlanRow, QuarantineRow
+from tasks.stores.tables import PlanRow, QuarantineRow, VolumeRow
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -37,7 +38,7 @@ def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef) -> PlanRef:
     if stores.catalog.get(PlanRow, key):
         return PlanRef.to(key)
     dataset = stores.datasets.read(ref.key)
-    cases, reading = _cases(stores, dataset.split("train")), _reading(recipe, dataset)
+    cases, reading = _cases(stores, recipe, dataset.split("train")), _reading(recipe, dataset)
     with _client(stores, needed=True) as client:
         seen = fingerprint_dataset(
             client,
@@ -45,7 +46,8 @@ def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef) -> PlanRef:
             reading,
             _root(stores),
             dataset=ref.key,
-            modality=Counter(row.modality for row in dataset.rows).most_common(1)[0][0],
+            modality=_commonest(row.modality for row in dataset.rows),
+            modalities=_modalities(stores, recipe, dataset),
             outliers=recipe.preprocess.outliers,
             seed=recipe.seed,
         )
@@ -59,6 +61,7 @@ def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef) -> PlanRef:
         memory_gb=memory,
         device=str(device),
         series=series_of(recipe, dataset.split("train")),
+        variables=plan_variables(recipe.clinical.variables, dataset.split("train")),
     )
     stores.catalog.add(
         PlanRow(
@@ -77,7 +80,7 @@ def prepare_planned(stores: Stores, recipe: Recipe, ref: PlanRef) -> PreparedRef
     if row is None:
         raise NotFoundError("no such plan", where=ref.key, hint="run `nocturne retrain` again")
     plan, dataset = Plan.model_validate(row.document), stores.datasets.read(row.dataset)
-    cases = _cases(stores, [*dataset.split("train"), *dataset.split("validation")])
+    cases = _cases(stores, recipe, [*dataset.split("train"), *dataset.split("validation")])
     reading = _reading(recipe, dataset)
     new = sum(not stores.prepared.exists(case_key(case, reading, plan.prepare)) for case in cases)
     with _client(stores, needed=bool(new)) as client:
@@ -92,8 +95,24 @@ def prepare_planned(stores: Stores, recipe: Recipe, ref: PlanRef) -> PreparedRef
     return PreparedRef.to(content_key("prepared", sorted(outcome.done.values())))
 
 
-def _cases(stores: Stores, rows: Sequence[DatasetRow]) -> list[Case]:
-    return [Case(stores.locations.volumes, row.volume, row.label, row.target, row.classes) for row in rows]
+def _cases(stores: Stores, recipe: Recipe, rows: Sequence[DatasetRow]) -> list[Case]:
+    url, registration = stores.locations.volumes, recipe.images.registration
+    return [Case(url, row.volume, row.label, row.target, row.classes, row.channels, registration) for row in rows]
+
+
+def _commonest(modalities: Iterable[str]) -> str:
+    counts = Counter(modalities)
+    return max(counts, key=lambda modality: (counts[modality], modality))
+
+
+def _modalities(stores: Stores, recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
+    """Each channel's, where cases are made of several series; where a channel allows several, the commonest."""
+    found = []
+    for place, channel in enumerate(recipe.images.channels):
+        keys = [row.channels[place - 1] if place else row.volume for row in dataset.split("train")]
+        rows = (stores.catalog.get(VolumeRow, key) for key in keys if key) if len(channel.modality) > 1 else ()
+        found.append(_commonest(row.modality for row in rows if row) if rows else channel.modality[0])
+    return tuple(found)
 
 
 def _reading(recipe: Recipe, dataset: Dataset) -> Reading:

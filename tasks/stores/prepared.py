@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import resource
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,8 @@ from tasks.stores.places import LocalPlace
 
 MOST_LOCATIONS = 10_000
 FORMAT = 1
+COMPOSED = 1
+"""Rises whenever the same series would make another image of many channels."""
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -77,11 +79,19 @@ def prepared_key(
     target: int,
     *,
     regions: bool = False,
+    channels: Sequence[str] = (),
+    registration: str = "none",
 ) -> str:
-    """The content key of one case under one plan; `classes` and `fraction` are how its label is read."""
+    """The content key of one case under one plan; `classes` and `fraction` are how its label is read.
+
+    `channels` are the volumes beside it, `registration` how they are brought to it.
+    """
     reading: list[object] = [c.model_dump(mode="json") for c in classes] if label else []
     reading += ["regions"] if label and regions else []
-    return content_key("prepared", FORMAT, volume, label or "", plan.key, reading, fraction if label else 0, target)
+    beside = [[COMPOSED, registration, *channels]] if channels else []
+    return content_key(
+        "prepared", FORMAT, volume, label or "", plan.key, reading, fraction if label else 0, target, *beside
+    )
 
 
 def prepared_keys(dataset: Dataset, recipe: Recipe, plan: PreparePlan) -> dict[tuple[str, str], str]:
@@ -90,7 +100,15 @@ def prepared_keys(dataset: Dataset, recipe: Recipe, plan: PreparePlan) -> dict[t
     regions = recipe.labels.regions
     return {
         (row.volume, row.label): prepared_key(
-            row.volume, row.label, plan, classes, fraction, row.target, regions=regions
+            row.volume,
+            row.label,
+            plan,
+            classes,
+            fraction,
+            row.target,
+            regions=regions,
+            channels=row.channels,
+            registration=recipe.images.registration,
         )
         for row in dataset.rows
     }
