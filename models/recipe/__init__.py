@@ -69,6 +69,7 @@ _NOT_LEARNT: Final[Mapping[str, Any]] = {
     "promote": True,
     "deliver": True,
     "start": {"weights"},  # the file's digest says what it is, wherever it lies
+    "infer": {"ensemble"},  # the others join once this one has learnt
 }
 _NOT_PLANNED: Final[Mapping[str, Any]] = {"start": True, "nights": True}
 

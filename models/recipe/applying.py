@@ -15,8 +15,10 @@ class Infer(Part):
     overlap: float = Field(0.5, ge=0, lt=1, description="share of a tile that the next one covers again")
     mirror: bool = Field(False, description="average over mirrored copies (test-time augmentation)")
     keep_largest: Auto | bool = Field("auto", description="largest component per class, if validation Dice rises")
-    calibrate: bool = Field(True, description="scale the logits by a temperature chosen on validation (Guo 2017)")
-    ensemble: tuple[str, ...] = Field((), description="other recipes whose champions are averaged with this model")
+    calibrate: bool = Field(True, description="scale probabilities by a temperature chosen on validation (Guo 2017)")
+    ensemble: tuple[str, ...] = Field(
+        (), description="other recipes of the same classes, whose champions are averaged with this model"
+    )
 
 
 class Evaluate(Part):

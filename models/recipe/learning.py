@@ -61,7 +61,8 @@ class Train(Part):
         1,
         ge=1,
         le=10,
-        description="models on parts of the training patients, applied together; they share the budget",
+        description="cross-validation: this many models, each on all but one part of the patients that are not tested "
+        "on, applied together; they share the minutes, and each has all of the epochs",
     )
 
     @property
