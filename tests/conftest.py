@@ -1,10 +1,18 @@
-"""Fixtures that every room shares."""
+"""What every room shares: where the real images are, and examples that are the same in every run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples each time, however slow the machine: a change is judged by itself. For others than these:
+# pytest --hypothesis-profile=default --hypothesis-seed=7
+settings.register_profile(
+    "steady", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

@@ -358,7 +358,7 @@ def test_a_share_that_is_away_is_worth_another_try(tmp_path: Path, room: Room, m
 
 def _ingest_in_child(home: Path, folder: Path, start: Any, results: Any) -> None:
     room = Room.at(home)
-    start.wait(30)
+    start.wait(300)
     results.put(keys(room.ingest(folder)))
 
 
@@ -372,9 +372,9 @@ def test_two_processes_at_once_do_no_harm(tmp_path: Path) -> None:
     ]
     for child in children:
         child.start()
-    assert results.get(timeout=60) == results.get(timeout=60)
+    assert results.get(timeout=300) == results.get(timeout=300)
     for child in children:
-        child.join(30)
+        child.join(300)
     room = Room.at(tmp_path / "home")
     (row,) = room.catalog.find(VolumeRow)
     assert list(room.volumes.place.keys()) == [row.volume]
@@ -393,7 +393,7 @@ def test_killed_between_publish_and_row_leaves_only_what_a_sweep_removes(tmp_pat
     context = multiprocessing.get_context("spawn")
     child = context.Process(target=_die_before_the_row, args=(tmp_path / "home", folder))
     child.start()
-    child.join(60)
+    child.join(300)
     assert child.exitcode == -signal.SIGKILL
     room = Room.at(tmp_path / "home")
     assert room.catalog.count(VolumeRow) == room.catalog.count(SeriesRow) == 0

@@ -123,7 +123,9 @@ def test_a_compressed_file_without_a_tar_holds_nothing(tmp_path: Path) -> None:
 
 
 @example(mode="zip", where=0.99609375, byte=1)
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(mode=st.sampled_from(["zip", "w", "w:gz", "w:xz"]), where=st.floats(0, 1), byte=st.integers(0, 255))
 def test_damage_raises_archive_errors_alone(
     tmp_path_factory: pytest.TempPathFactory, mode: str, where: float, byte: int

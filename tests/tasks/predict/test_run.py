@@ -111,7 +111,7 @@ class TestSegmenting:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(120)
+            thread.join(600)
         assert len(set(said)) == 1
         assert len(said) == 4
         assert network.asked == 2 * once

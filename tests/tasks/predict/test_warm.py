@@ -48,7 +48,7 @@ def test_many_threads_load_a_model_once(stores: Stores, loads: list[str]) -> Non
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert len(found) == 8
     assert len(set(map(id, found))) == 1
     assert loads == [package.key]
@@ -109,5 +109,5 @@ def test_one_thread_at_a_time_computes_on_a_device() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert most == [1]

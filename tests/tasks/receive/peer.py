@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from queue import Queue
 from typing import Any
 
-from pynetdicom import AE
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
+)
 
 from tasks.associations import Refusals, steadied
+from tests.components import until
 
 PATIENCE = 180.0
 """Seconds for whatever is certain to happen."""
@@ -60,3 +69,74 @@ class _Sorted(Queue[Any]):
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         return (super() if block else self._asked).get(block, timeout)
+
+
+# -- storage commitment --------------------------------------------------------------------------------------------
+
+
+class Answers:
+    """What a requester is told, on whichever association."""
+
+    def __init__(self) -> None:
+        self._found: Queue[tuple[int, Dataset]] = Queue()
+        self._reports = self._confirmed = 0
+        self.handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, self._tell), (evt.EVT_PDU_SENT, self._sent)]
+
+    def next(self) -> tuple[int, Dataset]:
+        """The next result."""
+        return self._found.get(timeout=PATIENCE)
+
+    def settle(self) -> None:
+        """Wait until all receipts have gone out: pynetdicom's release does not."""
+        until(lambda: self._confirmed == self._reports, "results to be confirmed")
+
+    def _tell(self, event: Any) -> tuple[int, None]:
+        self._reports += 1
+        self._found.put((event.event_type, event.event_information))
+        return 0, None
+
+    def _sent(self, event: Any) -> None:
+        command_field = struct.pack("<HHLH", 0, 0x0100, 2, 0x8100)
+        self._confirmed += command_field in event.pdu.encode()
+
+
+def requester(title: str = "SCU") -> AE:
+    """A sender that asks for storage commitment too."""
+    ae = sender(title)
+    ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    ae.add_requested_context(StorageCommitmentPushModel)
+    return ae
+
+
+@contextmanager
+def opened(port: int, answers: Answers, ae: AE | None = None, **options: Any) -> Iterator[Association]:
+    """A requester's association; it ends once every report has been confirmed."""
+    assoc = associate(ae or requester(), port, handlers=answers.handlers, **options)
+    assert assoc.is_established
+    try:
+        yield assoc
+        answers.settle()
+    finally:
+        if assoc.is_established:
+            assoc.release()
+
+
+def ask(assoc: Association, *references: tuple[str, str], transaction: str | None = None, action: int = 1) -> int:
+    """N-ACTION about instances, by SOP class and UID; returns its status."""
+    wanted = Dataset()
+    wanted.TransactionUID = transaction or generate_uid()
+    wanted.ReferencedSOPSequence = [reference(*one) for one in references]
+    answer, _ = assoc.send_n_action(wanted, action, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)
+    return int(answer.Status)
+
+
+def reference(sop_class: str, sop: str) -> Dataset:
+    """An item that names an instance."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop
+    return item
+
+
+def of(ds: Dataset) -> tuple[str, str]:
+    """SOP class and UID of an instance."""
+    return str(ds.SOPClassUID), str(ds.SOPInstanceUID)

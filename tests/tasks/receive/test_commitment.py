@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import queue
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
-from pynetdicom import AE, build_role, evt
+from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
+from pynetdicom import AE, build_role
 from pynetdicom.association import Association
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
@@ -31,73 +28,10 @@ from tasks.stores.catalog import Catalog
 from tasks.stores.spool import Spool
 from tasks.stores.tables import ArrivalRow, CommitmentRow, InstanceRow
 from tests.components import part10, running_orthanc, until
-from tests.tasks.receive.peer import PATIENCE, associate, sender, unhurried
+from tests.tasks.receive.peer import PATIENCE, Answers, ask, associate, of, opened, reference, requester, unhurried
 from tests.tasks.receive.samples import instance
 from tests.tasks.receive.test_listener import Listen, status
 from tests.tasks.receive.test_listener import listen as listen
-
-
-class Answers:
-    """What a requester is told, on whichever association."""
-
-    def __init__(self) -> None:
-        self._found: queue.Queue[tuple[int, Dataset]] = queue.Queue()
-        self._reports = self._confirmed = 0
-        self.handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, self._tell), (evt.EVT_PDU_SENT, self._sent)]
-
-    def next(self) -> tuple[int, Dataset]:
-        """The next result."""
-        return self._found.get(timeout=PATIENCE)
-
-    def settle(self) -> None:
-        """Wait until all receipts have gone out: pynetdicom's release does not."""
-        until(lambda: self._confirmed == self._reports, "results to be confirmed")
-
-    def _tell(self, event: Any) -> tuple[int, None]:
-        self._reports += 1
-        self._found.put((event.event_type, event.event_information))
-        return 0, None
-
-    def _sent(self, event: Any) -> None:
-        command_field = struct.pack("<HHLH", 0, 0x0100, 2, 0x8100)
-        self._confirmed += command_field in event.pdu.encode()
-
-
-def requester() -> AE:
-    ae = sender()
-    ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
-    ae.add_requested_context(StorageCommitmentPushModel)
-    return ae
-
-
-@contextmanager
-def opened(port: int, answers: Answers) -> Iterator[Association]:
-    assoc = associate(requester(), port, handlers=answers.handlers)
-    assert assoc.is_established
-    try:
-        yield assoc
-        answers.settle()
-    finally:
-        if assoc.is_established:
-            assoc.release()
-
-
-def ask(assoc: Association, *references: tuple[str, str], transaction: str | None = None, action: int = 1) -> int:
-    wanted = Dataset()
-    wanted.TransactionUID = transaction or generate_uid()
-    wanted.ReferencedSOPSequence = [reference(*one) for one in references]
-    answer, _ = assoc.send_n_action(wanted, action, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)
-    return int(answer.Status)
-
-
-def reference(sop_class: str, sop: str) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop
-    return item
-
-
-def of(ds: Dataset) -> tuple[str, str]:
-    return str(ds.SOPClassUID), str(ds.SOPInstanceUID)
 
 
 def test_what_is_safe_is_committed_and_its_study_is_told_whole(

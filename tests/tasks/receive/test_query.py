@@ -19,7 +19,7 @@ from models.errors import ServiceUnavailableError, SettingsError
 from models.hospital import Listener as ListenerSettings
 from models.hospital import Peer
 from models.pseudonyms import Pseudonymizer
-from tasks.receive import query, retrieve
+from tasks.receive import associations, query, retrieve
 from tasks.receive.asking import FoundInstance, FoundSeries, Order, Wanted
 from tasks.receive.listener import Listener
 from tasks.receive.offers import EVERY_CLASS, MOST_CONTEXTS, STAGES
@@ -59,6 +59,12 @@ def archive(
 @pytest.fixture
 def opened(archive: Archive, catalog: Catalog, pseudonymizer: Pseudonymizer) -> Iterator[DimseArchive]:
     yield from _opened(archive, catalog, pseudonymizer)
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieve, "ARRIVAL_SECONDS", 180.0)
+    monkeypatch.setattr(associations, "CONNECT_SECONDS", 180.0)
 
 
 def _opened(

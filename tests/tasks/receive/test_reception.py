@@ -177,7 +177,7 @@ def test_an_outage_loses_nothing_and_is_told_once(
     monkeypatch.setattr(Index, "write", failing)
     with caplog.at_level(logging.WARNING):
         stored = [take(reception, instance()) for _ in range(3)]
-        assert tried.wait(30)
+        assert tried.wait(180)
         with pytest.raises(StoreBusyError):
             reception.flush(timeout=0.5)
         away.clear()

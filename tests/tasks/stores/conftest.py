@@ -28,10 +28,10 @@ class Postgres:
 
     def start(self) -> None:
         settings = f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' -c fsync=off -c autovacuum=off"
-        self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", "60", "-o", settings, "start")
+        self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", "300", "-o", settings, "start")
 
     def stop(self) -> None:
-        self._run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop")
+        self._run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "-t", "300", "stop")
 
     def initialise(self) -> None:
         self._run("initdb", "-D", "data", "-U", "nocturne", "-A", "trust", "--no-sync", "-E", "UTF8")
@@ -55,7 +55,7 @@ class Postgres:
                 stdout=out,
                 stderr=out,
                 check=True,
-                timeout=120,
+                timeout=600,
             )
 
 

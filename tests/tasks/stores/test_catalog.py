@@ -35,7 +35,7 @@ def processes(url: str, script: str, count: int) -> None:
         for i in range(count)
     ]
     for process in running:
-        _, told = process.communicate(timeout=120)
+        _, told = process.communicate(timeout=600)
         assert process.returncode == 0, told
 
 
@@ -127,7 +127,7 @@ def test_of_threads_that_add_the_same_row_one_wins(catalog: Catalog) -> None:
     start = threading.Barrier(6)
 
     def write(_: int) -> int:
-        start.wait(timeout=30)
+        start.wait(timeout=300)
         return catalog.add(StudyRow(study="2.25.1", patient="P-1"))
 
     with ThreadPoolExecutor(6) as pool:
@@ -139,7 +139,7 @@ def test_a_reader_sees_one_moment(catalog: Catalog) -> None:
     with catalog.reading() as session:
         before = session.query(StudyRow).all()
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(catalog.add, StudyRow(study="2.25.2", patient="P-1")).result(timeout=30)
+            pool.submit(catalog.add, StudyRow(study="2.25.2", patient="P-1")).result(timeout=300)
         assert session.query(StudyRow).all() == before
     assert catalog.count(StudyRow) == 2
 

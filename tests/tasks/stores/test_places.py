@@ -70,7 +70,7 @@ def test_writers_at_once_publish_one_whole(place: Place) -> None:
         with place.staging() as folder:
             for name in "abc":
                 (folder / name).write_text(str(i))
-            start.wait(timeout=30)
+            start.wait(timeout=300)
             place.publish(folder, KEY)
 
     with ThreadPoolExecutor(4) as pool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from models.errors import IntegrityError, NotFoundError, PackageError, ServiceUnavailableError, StoreBusyError
 from models.package import WEIGHTS_FILE, ModelPackage
 from tasks.stores.registry import RegisteredVersion, Registry
+from tests.components import free_port
 from tests.tasks.register.samples import a_package, an_evaluation
 
 
@@ -207,11 +207,8 @@ def test_a_locked_database_is_told_as_busy(registry: Registry, home: Path, monke
 
 def test_a_server_that_is_away_is_told_as_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with pytest.raises(ServiceUnavailableError):
-        Registry(f"http://127.0.0.1:{port}").names()
+        Registry(f"http://127.0.0.1:{free_port()}").names()
 
 
 def test_telemetry_is_off(registry: Registry) -> None:

@@ -25,7 +25,9 @@ def test_what_is_put_is_got(vault: Vault) -> None:
     assert vault.get("study", "2.25.1") == {"uid": "1.2.3", "name": "Müller^Jürgen", "n": [1, None, 2.5]}
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     key=st.text(min_size=1, max_size=40, alphabet=st.characters(blacklist_categories=("Cs",), min_codepoint=1)),
     value=st.recursive(

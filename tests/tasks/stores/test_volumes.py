@@ -67,7 +67,9 @@ def test_every_type_and_shape_survives(store: VolumeStore, dtype: str, shape: tu
     assert back.dtype == volume.array.dtype.newbyteorder("=")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     shape=st.lists(st.integers(1, 70), min_size=3, max_size=3),
     channels=st.integers(0, 3),

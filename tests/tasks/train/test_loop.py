@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,6 +123,7 @@ world = balls(epochs=int(sys.argv[2]), checkpoint_minutes=60.0)
 folder = Path(sys.argv[1])
 def told(event):
     print(event.step, flush=True)
+    sys.stdin.readline()  # goes on when it is told to, or at once where nobody tells
 train(world.plan, world.recipe, world.dataset, world.store, world.keys, folder, staged=folder / "package", key="k",
       on_event=told)
 """
@@ -131,22 +133,24 @@ def test_sigterm_saves_and_the_next_process_ends_with_the_same_package(tmp_path:
     root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
 
-    def start(folder: str) -> subprocess.Popen[str]:
+    def start(folder: str, stdin: int) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", SCRIPT, str(tmp_path / folder), "8"]
-        return subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env=environment, cwd=root, stdin=stdin, stdout=subprocess.PIPE, text=True)
 
-    killed = start("killed")
+    killed = start("killed", subprocess.PIPE)
+    assert killed.stdin is not None
     assert killed.stdout is not None
     assert killed.stdout.readline().strip() == "20"  # the first of two validations: it is training
     killed.send_signal(signal.SIGTERM)
-    assert killed.wait(60) == 143
+    killed.stdin.close()
+    assert killed.wait(300) == 143
     killed.stdout.close()
     assert list((tmp_path / "killed" / "checkpoints").rglob("*.json"))
     assert not (tmp_path / "killed" / "package").exists()
-    resumed = start("killed")
+    resumed = start("killed", subprocess.DEVNULL)
     world, whole = balls(epochs=8), tmp_path / "whole"
     train(world.plan, world.recipe, world.dataset, world.store, world.keys, whole, staged=whole / "package", key="k")
-    resumed.communicate(timeout=120)
+    resumed.communicate(timeout=600)
     assert resumed.returncode == 0
     assert digest(tmp_path / "killed/package" / WEIGHTS_FILE) == digest(whole / "package" / WEIGHTS_FILE)
 
@@ -169,7 +173,7 @@ def test_a_thread_may_train_and_be_cancelled(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(30)
+    thread.join(300)
     assert codes == [143]
 
 
@@ -277,16 +281,16 @@ class TestValidation:
 
 
 class TestBudget:
-    def test_minutes_end_it_and_count_over_all_parts(self, tmp_path: Path) -> None:
+    def test_minutes_end_it_and_count_over_all_parts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        ticks = itertools.count()  # a clock of our own: another's may rest while it is read
+        monkeypatch.setattr("tasks.train.loop.time", SimpleNamespace(monotonic=lambda: next(ticks) / 100))
         world = balls(minutes=0.03, epochs=None)
         learner, _ = run(world, tmp_path)
         assert learner.position.stopped_by == "minutes"
         assert learner.position.seconds > 1.7
-        begun = time.monotonic()
         again, events = run(world, tmp_path)
         assert events == []
         assert again.position.step == learner.position.step
-        assert time.monotonic() - begun < 1.8
 
     def test_with_both_the_first_reached_ends_it(self, tmp_path: Path) -> None:
         learner, _ = run(balls(minutes=60.0, epochs=1), tmp_path)
