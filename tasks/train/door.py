@@ -10,6 +10,11 @@ from tasks.train.stored import train_package
 
 
 @door("train", run_name="train {recipe.name} by plan {plan}", minutes=24 * 60)
-def train(stores: Stores, recipe: Recipe, plan: PlanRef, prepared: PreparedRef) -> PackageRef:
-    """Learn by the plan from the prepared cases; goes on from the newest checkpoint. Needs `prepared` done."""
-    return train_package(stores, recipe, plan)
+def train(
+    stores: Stores, recipe: Recipe, plan: PlanRef, prepared: PreparedRef, champion: PackageRef | None = None
+) -> PackageRef:
+    """Learn by the plan from the prepared cases; goes on from the newest checkpoint. Needs `prepared` done.
+
+    Where the recipe says so, learning starts from the `champion`.
+    """
+    return train_package(stores, recipe, plan, champion)

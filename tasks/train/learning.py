@@ -26,6 +26,7 @@ from tasks.train.learner import Learner
 from tasks.train.loop import TERMINATED, Listener, Termination, Validation, fit
 from tasks.train.patches import Cases, Opener
 from tasks.train.teaching import Trained, teaching_for
+from tasks.train.transfer.course import Course, Origin, chart, replayed
 
 PreparedKeys = Mapping[tuple[str, str], str]
 """(volume, label) → the prepared case's key."""
@@ -37,7 +38,8 @@ _log = logging.getLogger(__name__)
 class Job:
     """All that one network's learning takes; may be handed to another process.
 
-    `workspace` keeps the checkpoints of this network alone, `key` tells them from those of another training.
+    `workspace` keeps the checkpoints of this network alone, `key` tells them from those of another training. It starts
+    from `origin`, or from scratch.
     """
 
     share: Share
@@ -45,6 +47,7 @@ class Job:
     keys: PreparedKeys
     workspace: Path
     key: str
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Learnt:
     precision: Precision
     validation: Validation | None
     record: TrainingRecord
+    course: Course
 
     @property
     def trained(self) -> Trained | None:
@@ -69,18 +73,21 @@ def learn(job: Job, termination: Termination, on_event: Listener | None = None) 
     Raises what `fit` raises.
     """
     share = job.share
-    plan = share.plan
+    course = chart(share.plan, job.origin.of(share.name) if job.origin else None)
+    plan = course.plan
     device = choose_device(plan.train.device)
     teaching = teaching_for(plan)
-    cases, judged = _cases(job, share.learnt), _cases(job, share.judged)
+    known = job.origin.known if course.match and job.origin else frozenset()
+    cases = _cases(job, share.learnt, replayed(share.learnt, known, plan.train.start.replay))
+    judged = _cases(job, share.judged)
     validation = teaching.validation(judged, share.judged, device) if share.judged else None
     with _alone(job.workspace):
-        learner = Learner(plan, device, teaching.objective(device))
+        learner = course.begin(teaching.learner(device))
         checkpoints = Checkpoints(job.workspace, f"{job.key}.{plan.key}")
         sampler = teaching.sampler(cases, share.learnt)
         fit(learner, sampler, validation, checkpoints, on_event=on_event, termination=termination)
-    record = _record(learner, validated=validation is not None)
-    return Learnt(share.name, learner.final(), learner.precision, validation, record)
+    record = _record(learner, course.notes, validated=validation is not None)
+    return Learnt(share.name, learner.final(), learner.precision, validation, record, course)
 
 
 def places(wanted: Literal["auto", "cpu", "cuda"]) -> int:
@@ -145,11 +152,11 @@ def _alone(workspace: Path) -> Iterator[None]:
         yield
 
 
-def _cases(job: Job, rows: Sequence[DatasetRow]) -> Cases:
-    return Cases(job.prepared, [job.keys[row.volume, row.label] for row in rows])
+def _cases(job: Job, rows: Sequence[DatasetRow], shares: Sequence[float] | None = None) -> Cases:
+    return Cases(job.prepared, [job.keys[row.volume, row.label] for row in rows], shares)
 
 
-def _record(learner: Learner, *, validated: bool) -> TrainingRecord:
+def _record(learner: Learner, before: tuple[str, ...], *, validated: bool) -> TrainingRecord:
     position = learner.position
     notes = () if validated else ("no validation case: the last weights were taken, unjudged",)
     return TrainingRecord(
@@ -164,7 +171,7 @@ def _record(learner: Learner, *, validated: bool) -> TrainingRecord:
         best_metric=position.best_metric or 0.0,
         best_step=position.best_step if validated else position.step,
         history=tuple((int(s), loss, metric) for s, loss, metric, _ in position.history) if validated else (),
-        notes=(*position.notes, *notes),
+        notes=(*before, *position.notes, *notes),
     )
 
 

@@ -18,12 +18,15 @@ from models.errors import NothingToDoError
 from models.package import Environment, Member, ModelPackage, TrainingRecord
 from models.plan import Fingerprint, Plan
 from models.recipe import Recipe
+from tasks.imaging.device import choose_device
 from tasks.stores.packages import write_package, write_weights
 from tasks.train.folds import shared_out, summed_up
 from tasks.train.learning import Job, Learnt, PreparedKeys, learn, learn_abreast, places
 from tasks.train.loop import TERMINATED, Listener, Termination
-from tasks.train.patches import Opener
+from tasks.train.patches import Cases, Opener
 from tasks.train.teaching import teaching_for
+from tasks.train.transfer.course import Origin
+from tasks.train.transfer.pretraining import pretrain
 
 _CHECKPOINTS = "checkpoints"
 
@@ -40,6 +43,8 @@ def train(
     key: str,
     code: str = "unknown",
     fingerprint: Fingerprint | None = None,
+    origin: Origin | None = None,
+    unlabelled: Sequence[str] = (),
     on_event: Listener | None = None,
     cancel: threading.Event | None = None,
 ) -> ModelPackage:
@@ -47,7 +52,9 @@ def train(
 
     With folds the networks learn one after the other, or one on each GPU, and the package holds them all. `workspace`
     keeps the checkpoints (`discard_checkpoints` once the package is published); called again after a kill, it goes on
-    from the newest, and what has learnt does not learn again. `key` is the package's content key. Setting `cancel`, or
+    from the newest, and what has learnt does not learn again. `key` is the package's content key. `origin` is what it
+    starts from, where the plan names weights or a champion; where the plan asks for pretraining, the prepared cases
+    `unlabelled` are seen besides the training cases. Setting `cancel`, or
     SIGTERM in the main thread, saves a checkpoint and raises SystemExit(143). Raises NothingToDoError without a
     training case, RecipeError, TrainingError, MemoryExhaustedError.
     """
@@ -55,8 +62,11 @@ def train(
     if not rows:
         raise NothingToDoError("the dataset has no training case", where=dataset.name, hint="ingest labelled studies")
     abreast, termination = places(plan.train.device), Termination(cancel)
+    if plan.train.start.source == "pretraining":
+        images = Cases(prepared, [*(prepared_keys[row.volume, row.label] for row in rows), *unlabelled])
+        origin = pretrain(plan, images, choose_device(plan.train.device), workspace / _CHECKPOINTS, key, termination)
     jobs = [
-        Job(share, prepared, prepared_keys, workspace / _CHECKPOINTS / share.name, key)
+        Job(share, prepared, prepared_keys, workspace / _CHECKPOINTS / share.name, key, origin)
         for share in shared_out(plan, rows, judged, abreast)
     ]
     if abreast > 1 and len(jobs) > 1:
@@ -66,6 +76,8 @@ def train(
         trained = [one.trained for one in learnt if one.trained is not None]
         choices = teaching_for(plan).choose(recipe, trained, termination)
     staged.mkdir(parents=True, exist_ok=True)
+    course = learnt[0].course
+    course.write(staged)
     package = ModelPackage(
         key=key,
         recipe=recipe,
@@ -78,6 +90,7 @@ def train(
         thresholds=choices.thresholds,
         keep_largest=choices.keep_largest,
         temperature=choices.temperature,
+        started_from=course.key,
         members=tuple(Member(name=one.name) for one in learnt if one.name),
         fingerprint=fingerprint.model_dump(mode="json") if fingerprint else {},
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,26 +18,38 @@ from tasks.stores.house import Stores
 from tasks.stores.packages import read_description
 from tasks.stores.prepared import prepared_keys
 from tasks.stores.tables import PackageRow, PlanRow
+from tasks.stores.unlabelled import unlabelled_keys
 from tasks.train.run import discard_checkpoints, train
+from tasks.train.transfer.origins import nothing_new, origin_of, start_key
+
+_log = logging.getLogger(__name__)
 
 
-def package_key(dataset: str, recipe: Recipe) -> str:
-    """By dataset, and by what of the recipe shapes the weights (its seed among it)."""
-    return content_key("package", dataset, recipe.learning_key)
+def package_key(dataset: str, recipe: Recipe, start: Sequence[str] = ()) -> str:
+    """By dataset, by what of the recipe shapes the weights (its seed among it), and by what they start from."""
+    return content_key("package", dataset, recipe.learning_key, *start)
 
 
-def train_package(stores: Stores, recipe: Recipe, ref: PlanRef) -> PackageRef:
-    """The package of a plan, unless it is there. Raises StoreBusyError while another process trains the same."""
+def train_package(stores: Stores, recipe: Recipe, ref: PlanRef, champion: PackageRef | None = None) -> PackageRef:
+    """The package of a plan, unless it is there. Raises StoreBusyError while another process trains the same.
+
+    Where the recipe goes on from the `champion` and no training case is new to it, there is nothing to learn: the
+    champion's own package is returned.
+    """
     row = stores.catalog.get(PlanRow, ref.key)
     if row is None:
         raise NotFoundError("no such plan", where=ref.key, hint="run `nocturne retrain` again")
-    key = package_key(row.dataset, recipe)
+    plan = Plan.model_validate(row.document)
+    key = package_key(row.dataset, recipe, start_key(recipe, plan, champion))
     workspace = stores.workspace / "train" / key
     if stores.catalog.get(PackageRow, key):
         return PackageRef.to(key)
+    dataset = stores.datasets.read(row.dataset)
+    if recipe.start.source == "champion" and champion and nothing_new(stores, recipe, dataset, champion):
+        _log.info("no training case is new to the champion %s: it stays as it is", champion)
+        return champion
     with _alone(workspace):
         if not stores.packages.exists(key):
-            dataset, plan = stores.datasets.read(row.dataset), Plan.model_validate(row.document)
             keys = prepared_keys(dataset, recipe, plan.prepare)
             # What could not be prepared is in quarantine; the rest goes on.
             ready = {case: name for case, name in keys.items() if stores.prepared.exists(name)}
@@ -52,6 +65,8 @@ def train_package(stores: Stores, recipe: Recipe, ref: PlanRef) -> PackageRef:
                     key=key,
                     code=code_version(),
                     fingerprint=Fingerprint.model_validate(row.fingerprint),
+                    origin=origin_of(stores, recipe, champion),
+                    unlabelled=[name for name in unlabelled_keys(recipe, plan) if stores.prepared.exists(name)],
                 )
                 stores.packages.publish(staged, key)
         _commit(stores, recipe, row.dataset, key)

@@ -17,8 +17,8 @@ from models.dataset import DatasetRow
 from models.plan import Plan
 from models.recipe import Kind, Recipe
 from tasks.imaging.device import Precision
+from tasks.train.learner import Learner
 from tasks.train.loop import Termination, Validation
-from tasks.train.objective import Objective
 from tasks.train.patches import Cases, Sampler
 
 
@@ -53,8 +53,8 @@ class Teaching(Protocol):
         """Judges the network between steps."""
         ...
 
-    def objective(self, device: torch.device) -> Objective:
-        """(logits or a list of them, targets) → scalar."""
+    def learner(self, device: torch.device) -> Learner:
+        """The network while it learns, with what it is to make small."""
         ...
 
     def choose(self, recipe: Recipe, trained: Sequence[Trained], cancelled: Termination) -> Choices:
@@ -68,6 +68,7 @@ TEACHINGS: Final[Mapping[Kind, str]] = {
     "segmentation": "tasks.train.teaching.segmentation:MaskTeaching",
     "classification": "tasks.train.teaching.classification:ImageTeaching",
     "detection": "tasks.train.teaching.detection:lesion_teaching",
+    "synthesis": "tasks.train.teaching.synthesis:SynthesisTeaching",
 }
 
 

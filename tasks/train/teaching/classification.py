@@ -14,8 +14,9 @@ from models.plan import Plan
 from models.recipe import Recipe
 from tasks.imaging.calibration import tempered
 from tasks.train.choosing import choose_temperature
+from tasks.train.learner import Learner
 from tasks.train.loop import Termination
-from tasks.train.objective import Objective, objective_for
+from tasks.train.objective import objective_for
 from tasks.train.patches import Cases, ImageSampler, Targets
 from tasks.train.teaching import Choices, Trained
 from tasks.train.validate import ImageValidation, choose_threshold
@@ -35,9 +36,9 @@ class ImageTeaching:
         """Area under the ROC curve."""
         return ImageValidation(cases, self._targets(rows), self.plan, device)
 
-    def objective(self, device: torch.device) -> Objective:
+    def learner(self, device: torch.device) -> Learner:
         """By the plan's `loss`."""
-        return objective_for(self.plan, device)
+        return Learner(self.plan, device, objective_for(self.plan, device))
 
     def choose(self, recipe: Recipe, trained: Sequence[Trained], cancelled: Termination) -> Choices:
         """The temperature, and then the threshold of two classes, or of each of several: given, or chosen."""

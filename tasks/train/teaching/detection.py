@@ -15,9 +15,9 @@ from tasks.imaging.calibration import tempered
 from tasks.imaging.detection import component_lesions, least_voxels
 from tasks.imaging.detector import UNJUDGED
 from tasks.train.boxes import BoxObjective, LesionSampler
+from tasks.train.learner import Learner
 from tasks.train.lesions import BoxValidation, Pair, grid_of, threshold_of, true_lesions
 from tasks.train.loop import Termination
-from tasks.train.objective import Objective
 from tasks.train.patches import Cases, PatchSampler
 from tasks.train.teaching import Choices, Teaching, Trained
 from tasks.train.teaching.segmentation import MaskTeaching
@@ -68,9 +68,9 @@ class BoxTeaching:
         """FROC of whole cases."""
         return BoxValidation(cases, self.plan, device)
 
-    def objective(self, device: torch.device) -> Objective:
+    def learner(self, device: torch.device) -> Learner:
         """Focal loss and overlap."""
-        return BoxObjective(self.plan)
+        return Learner(self.plan, device, BoxObjective(self.plan))
 
     def choose(self, recipe: Recipe, trained: Sequence[Trained], cancelled: Termination) -> Choices:
         """The threshold with the highest F1 over the lesions."""

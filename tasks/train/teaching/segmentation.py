@@ -11,8 +11,9 @@ from models.dataset import DatasetRow
 from models.plan import Plan
 from models.recipe import Recipe
 from tasks.train.choosing import MaskTrial, choose_temperature
+from tasks.train.learner import Learner
 from tasks.train.loop import Termination
-from tasks.train.objective import Objective, objective_for
+from tasks.train.objective import objective_for
 from tasks.train.patches import Cases, PatchSampler
 from tasks.train.teaching import Choices, Trained
 from tasks.train.validate import MaskValidation
@@ -33,9 +34,9 @@ class MaskTeaching:
         """Dice of whole cases."""
         return MaskValidation(cases, self.plan, device)
 
-    def objective(self, device: torch.device) -> Objective:
+    def learner(self, device: torch.device) -> Learner:
         """By the plan's `loss`."""
-        return objective_for(self.plan, device)
+        return Learner(self.plan, device, objective_for(self.plan, device))
 
     def choose(self, recipe: Recipe, trained: Sequence[Trained], cancelled: Termination) -> Choices:
         """The classes of which only the largest component is kept, and the temperature."""

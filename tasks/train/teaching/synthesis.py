@@ -17,10 +17,9 @@ from models.recipe import Recipe
 from tasks.imaging.device import Precision
 from tasks.imaging.likeness import fixed_features, frechet
 from tasks.train.adversarial import AdversarialLearner
-from tasks.train.learner import Learner
-from tasks.train.loop import Termination, Validation
+from tasks.train.loop import Termination
 from tasks.train.patches import Cases, ImageSampler
-from tasks.train.teaching import Choices
+from tasks.train.teaching import Choices, Trained
 from tasks.train.validate import LEAST_TO_CHOOSE
 
 _BATCH = 64
@@ -78,8 +77,6 @@ class SynthesisTeaching:
         """By likeness."""
         return Likeness(cases, tuple(row.target for row in rows), self.plan, device)
 
-    def choose(
-        self, learner: Learner, recipe: Recipe, validation: Validation | None, cancelled: Termination
-    ) -> Choices:
+    def choose(self, recipe: Recipe, trained: Sequence[Trained], cancelled: Termination) -> Choices:
         """Nothing is chosen afterwards."""
         return Choices()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,13 +31,23 @@ CaseKey = tuple[str, str]
 class Origin:
     """Weights to start from. `key` says which (a package's key, a file's digest), `told` the same in words.
 
-    `known` are the cases that they have learnt from, where that is known.
+    `known` are the cases that they have learnt from, where that is known; `members` the names of the networks whose
+    weights they are, where these are several.
     """
 
     weights: Mapping[str, Tensor]
     key: str
     told: str
     known: frozenset[CaseKey] = frozenset()
+    members: tuple[str, ...] = ()
+
+    def of(self, name: str) -> Origin:
+        """For the network called `name`: a fold goes on from its own fold, and never sees what it is judged on."""
+        if not self.members:
+            return self
+        prefix = f"{name if name in self.members else self.members[0]}."
+        own = {n.removeprefix(prefix): tensor for n, tensor in self.weights.items() if n.startswith(prefix)}
+        return replace(self, weights=own, members=())
 
 
 @dataclass(frozen=True, slots=True)
