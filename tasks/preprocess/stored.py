@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 from models.dataset import Dataset, DatasetRow
-from models.errors import NocturneError, NotFoundError, NothingToDoError
+from models.errors import NocturneError, NotFoundError, NothingToDoError, RecipeError
 from models.hashing import content_key
 from models.plan import Plan
 from models.recipe import Recipe
-from models.refs import DatasetRef, PlanRef, PreparedRef
+from models.refs import DatasetRef, PackageRef, PlanRef, PreparedRef
 from tasks.imaging.device import choose_device
 from tasks.preprocess.cluster import compute_client
+from tasks.preprocess.nights import plan_of_the_night, read_before
 from tasks.preprocess.patients import series_of
 from tasks.preprocess.plan import make_plan
 from tasks.preprocess.run import Case, Reading, case_key, fingerprint_dataset, prepare_dataset
 from tasks.preprocess.variables import plan_variables
 from tasks.stores.house import Stores
 from tasks.stores.tables import PlanRow, QuarantineRow, VolumeRow
+from tasks.stores.unlabelled import unlabelled_cases
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -32,11 +35,17 @@ STAGE = "preprocess"
 _SHARE_OF_FREE_MEMORY = 0.75
 
 
-def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef) -> PlanRef:
-    """Look at the training split and plan, unless that was done for this dataset and recipe."""
-    key = content_key("plan", ref.key, recipe.learning_key)
+def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef, champion: PackageRef | None = None) -> PlanRef:
+    """Look at the training split and plan, unless that was done for this dataset and recipe.
+
+    Where the recipe's `nights.plan` says so, the plan of the `champion` is kept. Raises RecipeError early where the
+    file of weights to start from is not there.
+    """
+    following = champion if recipe.nights.plan != "every-night" else None
+    key = content_key("plan", ref.key, recipe.learning_key, *([following.key] if following else []))
     if stores.catalog.get(PlanRow, key):
         return PlanRef.to(key)
+    _check_start(recipe)
     dataset = stores.datasets.read(ref.key)
     cases, reading = _cases(stores, recipe, dataset.split("train")), _reading(recipe, dataset)
     with _client(stores, needed=True) as client:
@@ -54,7 +63,8 @@ def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef) -> PlanRef:
     _set_aside(stores, seen.failures)
     memory = stores.locations.memory_gb or psutil.virtual_memory().available / 1e9 * _SHARE_OF_FREE_MEMORY
     device = choose_device(recipe.train.device)
-    plan = make_plan(
+    anew = partial(
+        make_plan,
         recipe,
         seen.fingerprint,
         dataset.classes,
@@ -63,6 +73,9 @@ def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef) -> PlanRef:
         series=series_of(recipe, dataset.split("train")),
         variables=plan_variables(recipe.clinical.variables, dataset.split("train")),
     )
+    plan = plan_of_the_night(recipe, dataset, seen.fingerprint, following and read_before(stores, following), anew)
+    if recipe.start.source == "pretraining":
+        plan = plan.model_copy(update={"unlabelled": unlabelled_cases(stores.catalog, recipe, dataset)})
     stores.catalog.add(
         PlanRow(
             plan=key,
@@ -81,6 +94,7 @@ def prepare_planned(stores: Stores, recipe: Recipe, ref: PlanRef) -> PreparedRef
         raise NotFoundError("no such plan", where=ref.key, hint="run `nocturne retrain` again")
     plan, dataset = Plan.model_validate(row.document), stores.datasets.read(row.dataset)
     cases = _cases(stores, recipe, [*dataset.split("train"), *dataset.split("validation")])
+    cases += _unlabelled(stores, recipe, plan)
     reading = _reading(recipe, dataset)
     new = sum(not stores.prepared.exists(case_key(case, reading, plan.prepare)) for case in cases)
     with _client(stores, needed=bool(new)) as client:
@@ -98,6 +112,18 @@ def prepare_planned(stores: Stores, recipe: Recipe, ref: PlanRef) -> PreparedRef
 def _cases(stores: Stores, recipe: Recipe, rows: Sequence[DatasetRow]) -> list[Case]:
     url, registration = stores.locations.volumes, recipe.images.registration
     return [Case(url, row.volume, row.label, row.target, row.classes, row.channels, registration) for row in rows]
+
+
+def _unlabelled(stores: Stores, recipe: Recipe, plan: Plan) -> list[Case]:
+    url, registration = stores.locations.volumes, recipe.images.registration
+    return [Case(url, first, channels=tuple(more), registration=registration) for first, *more in plan.unlabelled]
+
+
+def _check_start(recipe: Recipe) -> None:
+    """Hours of preparing would otherwise end at a misspelt path."""
+    given = recipe.start.weights
+    if given and not Path(given).expanduser().is_file():
+        raise RecipeError("there is no such file", where="start.weights", hint="give the path as this machine sees it")
 
 
 def _commonest(modalities: Iterable[str]) -> str:
