@@ -39,8 +39,9 @@ def retrain(
     prepared = preprocessing.prepare(stores, recipe, plan)
     show_dataset(stores, dataset)
     show_plan(stores, plan)
+    others = tuple(registering.champion(stores, name) for name in recipe.infer.ensemble)
     with one_training_at_a_time(), shown_on(ProgressArtifacts()):
-        package = training.train(stores, recipe, plan, prepared)
+        package = training.train(stores, recipe, plan, prepared, others=others)
 
     evaluation = evaluating.evaluate(stores, package, dataset)
     champion = registering.champion(stores, recipe.name)
