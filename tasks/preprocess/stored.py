@@ -73,7 +73,9 @@ def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef, champion: Pac
         series=series_of(recipe, dataset.split("train")),
         variables=plan_variables(recipe.clinical.variables, dataset.split("train")),
     )
-    plan = plan_of_the_night(recipe, dataset, seen.fingerprint, following and read_before(stores, following), anew)
+    plan = plan_of_the_night(
+        recipe, dataset, seen.fingerprint, read_before(stores, following) if following else None, anew
+    )
     if recipe.start.source == "pretraining":
         plan = plan.model_copy(update={"unlabelled": unlabelled_cases(stores.catalog, recipe, dataset)})
     stores.catalog.add(
