@@ -35,13 +35,14 @@ def retrain(
         ingest(batch, recipe.images)
 
     dataset = for_this_night(ingesting.build)(stores, recipe)
-    plan = preprocessing.plan(stores, recipe, dataset)
+    followed = for_this_night(registering.champion)(stores, recipe.name) if recipe.follows else None
+    plan = preprocessing.plan(stores, recipe, dataset, followed)
     prepared = preprocessing.prepare(stores, recipe, plan)
     show_dataset(stores, dataset)
     show_plan(stores, plan)
     others = tuple(registering.champion(stores, name) for name in recipe.infer.ensemble)
     with one_training_at_a_time(), shown_on(ProgressArtifacts()):
-        package = training.train(stores, recipe, plan, prepared, others=others)
+        package = training.train(stores, recipe, plan, prepared, followed, others)
 
     evaluation = evaluating.evaluate(stores, package, dataset)
     champion = registering.champion(stores, recipe.name)
