@@ -131,6 +131,7 @@ class NetworkPlan(_Part):
     stochastic_depth: float = 0.0
     size: IntTriple | None = None  # the input's, where it is always the same: networks with position embeddings need it
     variables: int = 0  # clinical numbers that join in the head
+    latent: int = 64  # numbers that a generator makes an image from
 
 
 class TrainPlan(_Part):

@@ -153,6 +153,14 @@ CASE_METRICS_DETECTION = pa.DataFrameSchema(
 )
 """One row per lesion, true or marked, and one where a case has none of a class; `models.evaluation.LesionScore`."""
 
+CASE_METRICS_SYNTHESIS = pa.DataFrameSchema(
+    {**_CASE, "nearest_training": pa.Column(float, _not_negative), "copied": pa.Column(bool)},
+    unique=_ONE_ROW,
+    strict=True,
+    name="synthesis metrics",
+)
+"""One row per made image, by the test image of its class that it stands beside: how near a training image it lies."""
+
 
 def check(frame: pd.DataFrame, schema: pa.DataFrameSchema, *, where: str, subject: str = "patient") -> pd.DataFrame:
     """`frame`, validated. Raises SchemaError naming column, check and up to five rows by their `subject` column."""

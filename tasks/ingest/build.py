@@ -58,7 +58,7 @@ def build_dataset(
     """
     with catalog.transaction() as session:
         cases, exclusions = _cases(session, recipe)
-        patients = strata(cases, classification=recipe.kind == "classification")
+        patients = strata(cases, classification=not recipe.learns_masks)
         sides = place(catalog, session, patients, recipe.split, pseudonymizer)
         classes = seen_classes(recipe.labels, [c for c in cases if sides[c.volume.patient] == "train"])
         cases, unseen = _within(cases, classes)
@@ -129,7 +129,7 @@ def _within(cases: Sequence[Case], classes: Sequence[LabelClass]) -> tuple[list[
 def _row(case: Case, split: SplitName, classes: Sequence[LabelClass], recipe: Recipe) -> DatasetRow:
     volume = case.volume
     target = -1
-    if recipe.kind == "classification":
+    if not recipe.learns_masks:
         found = class_of(Segment(0, case.label.value or ""), classes)
         target = -1 if found is None else found
     return DatasetRow(

@@ -54,6 +54,8 @@ def serving(stores: Stores, names: tuple[str, ...], *, shadow: bool) -> tuple[Se
     champions, shadows = [], []
     for name in names or known:
         version = promotion.serving(stores.registry, stores.catalog, name)
+        if not names and version and _makes_images(stores, version.package):
+            continue  # it says nothing of a study
         challenger = stores.registry.challenger(name) if shadow else None
         if version and version.package:
             champions.append(Serving(name=name, version=version.version, package=PackageRef.to(version.package)))
@@ -61,6 +63,10 @@ def serving(stores: Stores, names: tuple[str, ...], *, shadow: bool) -> tuple[Se
             package = PackageRef.to(challenger.package)
             shadows.append(Serving(name=name, version=challenger.version, package=package, role="shadow"))
     return (*champions, *shadows)
+
+
+def _makes_images(stores: Stores, package: str) -> bool:
+    return bool(package) and read_description(stores.packages.local(package)).plan.kind == "synthesis"
 
 
 def register(

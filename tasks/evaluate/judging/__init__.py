@@ -60,6 +60,7 @@ JUDGES: Final[Mapping[Kind, str]] = {
     "segmentation": "tasks.evaluate.judging.segmentation",
     "classification": "tasks.evaluate.judging.classification",
     "detection": "tasks.evaluate.judging.detection",
+    "synthesis": "tasks.evaluate.judging.synthesis",
 }
 
 
