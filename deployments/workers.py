@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+from abc import abstractmethod
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -70,11 +71,11 @@ class SteadyWorker(BaseWorker[Any, Any, Any]):
         finally:
             self.running.pop(flow_run.id, None)
 
+    @abstractmethod
     async def carry_out(
         self, flow_run: FlowRun, configuration: Any, task_status: anyio.abc.TaskStatus[int]
     ) -> BaseWorkerResult:
         """Run it to its end."""
-        raise NotImplementedError
 
     async def finished(self) -> None:
         """Until no run is in hand."""

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +19,9 @@ import httpx
 import pytest
 
 from models.settings import Settings
-from tests.components import free_port, until
+from tests.components import DEADLINE_SECONDS, free_port, until
 
-STARTUP_SECONDS = 180.0
+STARTUP_SECONDS = 300.0
 _FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -55,10 +55,10 @@ class Served:
         """The server's answer. One that its SQLite was too busy to give is asked for again, as Prefect's clients do."""
 
         def answered() -> httpx.Response | None:
-            found = httpx.request(method, f"{self.api}{path}", timeout=60, **options)
+            found = httpx.request(method, f"{self.api}{path}", timeout=120, **options)
             return None if found.status_code == 503 else found
 
-        end = time.monotonic() + 120.0
+        end = time.monotonic() + DEADLINE_SECONDS
         while (answer := answered()) is None:
             assert time.monotonic() < end, f"{method} {path}: no answer but 503"
             time.sleep(0.2)
@@ -103,7 +103,7 @@ class Served:
             assert found["state_type"] not in _FINAL or found["state_type"] == "CRASHED", found["state"]
             return None
 
-        return dict(until(there, f"{' or '.join(names)} (was {self.states(run)})", 120.0))
+        return dict(until(there, f"{' or '.join(names)} (was {self.states(run)})"))
 
     def seen(self, key: str) -> list[tuple[int, str]]:
         """(process, type of the parameter) of each time that the stand-in flow ran for a version."""
@@ -127,7 +127,7 @@ class Served:
         finally:
             if process.poll() is None:
                 process.terminate()
-                process.wait(timeout=60)
+                process.wait(timeout=DEADLINE_SECONDS)
 
     @contextmanager
     def spoken_to(self) -> Iterator[None]:
@@ -192,7 +192,7 @@ def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
 def answers(api: str, server: subprocess.Popen[bytes]) -> bool:
     assert server.poll() is None, "the Prefect server ended"
     try:
-        return httpx.get(f"{api}/health", timeout=2).is_success
+        return httpx.get(f"{api}/health", timeout=10).is_success
     except httpx.TransportError:
         return False
 
@@ -211,6 +211,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
     family: Sequence[psutil.Process] = [psutil.Process(process.pid)]
     family = [*family, *family[0].children(recursive=True)]
     for one in family:
-        one.kill()
-    psutil.wait_procs(family, timeout=20)
+        with suppress(psutil.NoSuchProcess):  # it ended with its parent
+            one.kill()
+    psutil.wait_procs(family, timeout=DEADLINE_SECONDS)
     process.wait()

@@ -15,7 +15,7 @@ import pytest
 from deployments.blueprint import Blueprint, bring_up
 from deployments.names import ARRIVALS_POOL
 from deployments.watchdog import Patience, Watchdog
-from tests.components import until
+from tests.components import DEADLINE_SECONDS, until
 from tests.deployments.conftest import Served
 from tests.deployments.trivial import study_arrived
 
@@ -127,15 +127,19 @@ def test_a_run_that_fails_is_told_to_people_and_does_not_end_the_worker(deployed
     (deployed.folder / "bad.fail").touch()
     deployed.emit("bad")
     run = deployed.await_state(only_run(deployed, "bad"), "Failed")
-    until(lambda: told.posts and told.mails, "a post and a mail")
-    for text in (told.posts[0].decode(), told.mails[0].replace("=\n", "").replace("=\r\n", "")):
-        assert "study bad" in text
+    post = until(lambda: _about("study bad", [body.decode() for body in told.posts]), "a post")
+    mail = until(lambda: _about("study bad", [m.replace("=\n", "").replace("=\r\n", "") for m in told.mails]), "a mail")
+    for text in (post, mail):
         assert "asked to fail" in text
-    assert f"/runs/flow-run/{run['id']}" in told.posts[0].decode()
-    assert "study arrived/arrivals" in told.posts[0].decode()
+    assert f"/runs/flow-run/{run['id']}" in post
+    assert "study arrived/arrivals" in post
     deployed.emit("good")
     deployed.await_state(only_run(deployed, "good"), "Completed")
     assert deployed.seen("good")[0][0] == deployed.seen("bad")[0][0]
+
+
+def _about(what: str, texts: list[str]) -> str:
+    return next((text for text in texts if what in text), "")
 
 
 def test_a_run_that_is_cancelled_ends_and_the_next_one_runs(deployed: Served) -> None:
@@ -171,7 +175,7 @@ def test_a_worker_that_is_stopped_hands_its_run_back_to_the_next(
     run = only_run(deployed, "interrupted")
     until(lambda: deployed.seen("interrupted"), "the run's process")
     worker.terminate()
-    assert worker.wait(timeout=60) == 0
+    assert worker.wait(timeout=DEADLINE_SECONDS) == 0
     assert deployed.states(run)[-1] == "AwaitingRetry"
     wait.unlink()
     with deployed.worker("arrivals"):

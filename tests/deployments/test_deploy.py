@@ -73,7 +73,7 @@ def test_the_night_is_scheduled_in_the_hospitals_zone_and_one_at_a_time(served: 
     assert served.get("/v2/concurrency_limits/gpu")["limit"] == 1
 
     query = {"deployments": {"id": {"any_": [found["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
-    runs = until(lambda: served.post("/flow_runs/filter", query), "the first nights on the schedule", 120)
+    runs = until(lambda: served.post("/flow_runs/filter", query), "the first nights on the schedule")
     due = datetime.fromisoformat(runs[0]["expected_start_time"]).astimezone(ZoneInfo("Europe/Berlin"))
     assert (due.hour, due.minute) == (2, 30)
     assert runs[0]["parameters"]["recipe"]["name"] == "liver"

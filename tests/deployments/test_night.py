@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from deployments.pools import make_pools
 from flows.night import for_this_night, one_training_at_a_time
 from tasks.door import door
-from tests.components import until
+from tests.components import DEADLINE_SECONDS, until
 from tests.deployments.conftest import Served
 
 
@@ -32,7 +32,7 @@ def test_a_second_training_waits_for_the_first(limited: Served) -> None:
         with one_training_at_a_time():
             inside.append(name)
             most.append(len(inside))
-            go_on.wait(60)
+            go_on.wait(DEADLINE_SECONDS)
             inside.remove(name)
 
     def start(name: str) -> None:
@@ -46,7 +46,7 @@ def test_a_second_training_waits_for_the_first(limited: Served) -> None:
     until(lambda: limited.get("/v2/concurrency_limits/gpu")["active_slots"] == 1, "the limit's use")
     go_on.set()
     for thread in threads:
-        thread.join(120)
+        thread.join(2 * DEADLINE_SECONDS)
     assert most == [1, 1]
 
 

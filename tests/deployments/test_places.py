@@ -77,7 +77,7 @@ def test_systemd_understands_the_units(unit: str, tmp_path: Path) -> None:
         (tmp_path / path.name).write_text(text)
     shown = unit.replace("@.", "@listener.")
     told = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(tmp_path / shown)], capture_output=True, text=True, timeout=60
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / shown)], capture_output=True, text=True, timeout=300
     )
     ours = [line for line in (told.stdout + told.stderr).splitlines() if "nocturne" in line and "Unknown" in line]
     assert ours == []
