@@ -299,7 +299,14 @@ def entry_for(plan: NetworkPlan) -> Entry:
 
 
 def build(plan: NetworkPlan) -> nn.Module:
-    """The network of `plan`, with fresh weights drawn from PyTorch's global generator. Raises RecipeError."""
+    """The network of `plan`, with fresh weights drawn from PyTorch's global generator. Raises RecipeError.
+
+    With clinical variables, `forward` takes them as a second argument, (b, plan.variables).
+    """
+    if plan.variables:
+        from models.networks.fusion import build_fusion
+
+        return build_fusion(plan)
     module, function = entry_for(plan).builder.split(":")
     network: nn.Module = getattr(importlib.import_module(module), function)(plan)
     return network

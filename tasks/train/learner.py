@@ -23,6 +23,7 @@ from tasks.train.checkpoint import (
     restore_random_states,
 )
 from tasks.train.execution import Execution, choose_execution
+from tasks.train.hiding import empty_channels, hide_channels
 from tasks.train.mixing import Mixing, class_shares, draw_mixing
 from tasks.train.objective import Objective, at, objective_for
 from tasks.train.patches import Batch, is_masks
@@ -102,16 +103,19 @@ class Learner:
         assert self.execution is not None  # noqa: S101 - settled before the first step
         train, position = self.plan.train, self.position
         images, targets = self._on_device(batch)
+        clinical = None if batch.clinical is None else batch.clinical.to(self.device, non_blocking=True)
         images, targets = self._augmented(images, targets)
         mixing = self._mixing(images)
         if mixing is not None:
             images = mixing.images(images)
             targets = mixing.rows(class_shares(targets, self.plan.network.out_channels))
+            clinical = None if clinical is None else mixing.rows(clinical)
         for group in self.optimiser.param_groups:
             group["lr"] = train.learning_rate * rate(progress, train) * group["share"]
         self.optimiser.zero_grad(set_to_none=True)
         with autocast(self.device, self.execution.precision):
-            logits = self._runner(self.execution.lay_out_images(images))
+            laid_out = self.execution.lay_out_images(images)
+            logits = self._runner(laid_out) if clinical is None else self._runner(laid_out, clinical)
         loss = at(self.objective, progress)(logits, targets)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.clip)
@@ -134,9 +138,18 @@ class Learner:
 
     def _augmented(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         plan = self.plan
+        if not plan.channels:
+            return self._changed(images, targets)
+        empty = empty_channels(images, plan.network.dimensions)
+        images, targets = self._changed(images, targets)
+        share, step = plan.train.channel_dropout, self.position.step
+        return hide_channels(images, empty, share, seed=plan.seed, step=step), targets
+
+    def _changed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        plan = self.plan
         if images.ndim == plan.network.dimensions + 3:
             # A set: each of its series is changed by itself.
-            flat, targets = self._augmented(images.flatten(0, 1), targets)
+            flat, targets = self._changed(images.flatten(0, 1), targets)
             return flat.view(images.shape), targets
         changed, masks = augmented(
             images,
