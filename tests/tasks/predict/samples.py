@@ -116,6 +116,7 @@ def a_volume(
     study: str = "2.25.1",
     series: str = "series",
     modality: str = "MR",
+    patient: str = "P-1",
 ) -> VolumeRef:
     """Stored, with the rows of its study and series."""
     grid = geometry or Geometry.from_spacing(array.shape[-3:], (1.0, 1.0, 1.0), ORIGIN)
@@ -123,14 +124,14 @@ def a_volume(
     stores.volumes.write(key, Volume(array, grid, modality))
     (z, y, x), (dz, dy, dx) = grid.shape, grid.spacing
     stores.catalog.add(
-        StudyRow(study=study, patient="P-1"),
-        SeriesRow(series=content_key(series), series_uid=uid, study=study, patient="P-1", modality=modality),
+        StudyRow(study=study, patient=patient),
+        SeriesRow(series=content_key(series), series_uid=uid, study=study, patient=patient, modality=modality),
         VolumeRow(
             volume=key,
             series=content_key(series),
             series_uid=uid,
             study=study,
-            patient="P-1",
+            patient=patient,
             modality=modality,
             unit="arbitrary",
             frame_of_reference=None,
