@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -188,5 +189,10 @@ def initialise(network: nn.Module) -> nn.Module:
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Linear interpolation to `size`, in float32."""
     mode = INTERPOLATION[logits.ndim - 2]
-    with torch.autocast(logits.device.type, enabled=False):
+    with uncast(logits):
         return functional.interpolate(logits.float(), tuple(size), mode=mode, align_corners=False)
+
+
+def uncast(x: Tensor) -> AbstractContextManager[Any]:
+    """Computing in x's own precision, where x has values (the planner's trial has shapes alone)."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

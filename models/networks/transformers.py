@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from monai.networks.blocks.patchembedding import PatchEmbeddingBlock
 from monai.networks.nets.swin_unetr import SwinUNETR
 from monai.networks.nets.unetr import UNETR
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import RecipeError
-from models.networks.blocks import INTERPOLATION, Padded, StochasticDepth, depth_rates, in_dimensions, pad
+from models.networks.blocks import INTERPOLATION, Padded, StochasticDepth, depth_rates, in_dimensions, pad, uncast
 from models.plan import NetworkPlan
 
 LAYERS = 12
@@ -124,7 +123,7 @@ class _Tokens(PatchEmbeddingBlock):
         if tuple(maps.shape[2:]) != self.grid:
             made = positions.transpose(1, 2).unflatten(2, self.grid)
             mode = INTERPOLATION[len(self.grid)]
-            with torch.autocast(x.device.type, enabled=False):
+            with uncast(x):
                 fitted = functional.interpolate(made, maps.shape[2:], mode=mode, align_corners=False)
             positions = fitted.flatten(2).transpose(1, 2)
         tokens: Tensor = self.dropout(maps.flatten(2).transpose(1, 2) + positions)

@@ -50,6 +50,18 @@ class Topology:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one training step on one patch; `elements` are feature maps as nnU-Net counts them.
+
+    `parameters` are 0 where nnU-Net's reference already makes room for those of such a network.
+    """
+
+    elements: float
+    flops: float
+    parameters: int = 0
+
+
 def pooled(spacing: FloatTriple, patch: IntTriple, dimensions: int, most_levels: int = 99) -> Topology:
     """Halve each axis while it keeps its least edge and is not yet coarser than the finest by ISOTROPIC.
 
@@ -103,6 +115,13 @@ def shrunk(
             if math.prod(less.patch) < math.prod(topology.patch):
                 return less
     return None
+
+
+def relevelled(topology: Topology, levels: int) -> Topology:
+    """Cut to `levels`, or continued with levels that keep the size."""
+    more = levels - topology.levels
+    strides = topology.strides[:levels] + ((1, 1, 1),) * more
+    return Topology(topology.patch, strides, topology.kernels[:levels] + topology.kernels[-1:] * more)
 
 
 def _with(patch: IntTriple, axis: int, edge: int) -> IntTriple:

@@ -1,0 +1,99 @@
+"""What a network of the table costs, by a trial forward pass that computes nothing: its tensors have shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.networks import NETWORKS, build
+from models.plan import IntTriple, NetworkPlan
+from tasks.preprocess.topology import Cost, Topology
+
+KEPT_PER_ELEMENT = 2.0
+"""What training keeps for the backward pass beside nnU-Net's count of feature maps: 1.97 with dynunet."""
+FLOPS_PER_ELEMENT = 300.0
+"""Norms and activations multiply little and move much; of a plain U-Net's time they are a tenth."""
+_REAL_EDGE = {2: 64, 3: 32}
+_MADE = frozenset({torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn})
+
+
+@dataclass
+class Trial:
+    """Tries `network` in each shape that is asked for, once: from there on costs follow the voxels."""
+
+    network: NetworkPlan
+    _tried: dict[NetworkPlan, tuple[int, Cost]] = field(default_factory=dict)
+
+    def cost(self, topology: Topology, features: Sequence[int]) -> Cost:
+        """Of one step on one patch of that shape. Raises RecipeError where the network cannot have it."""
+        shape: dict[str, Any] = {"features": tuple(features), "strides": topology.strides, "kernels": topology.kernels}
+        if NETWORKS[self.network.name].positions:
+            # Where each token attends to all others, twice as many cost more than twice as much.
+            shape["size"] = topology.patch
+        plan, voxels = self.network.model_copy(update=shape), math.prod(topology.patch)
+        if plan not in self._tried:
+            self._tried[plan] = voxels, tried(plan, topology.patch)
+        at, cost = self._tried[plan]
+        return Cost(cost.elements * voxels / at, cost.flops * voxels / at, cost.parameters)
+
+
+def tried(plan: NetworkPlan, patch: IntTriple) -> Cost:
+    """What one patch (z, y, x) costs. Networks whose course depends on the values are tried on a small real one."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with _Shapes():
+                network = build(plan)
+            return _tried(network.to("meta"), plan, patch)
+        except (RuntimeError, NotImplementedError):
+            edge = _REAL_EDGE[plan.dimensions]
+            z, y, x = (min(n, edge) for n in patch)
+            cost = _tried(build(plan), plan, (z, y, x))
+    more = math.prod(patch) / (z * y * x)
+    return Cost(cost.elements * more, cost.flops * more, cost.parameters)
+
+
+def _tried(network: nn.Module, plan: NetworkPlan, patch: IntTriple) -> Cost:
+    parameters = list(network.train().parameters())
+    weights = {_memory(p) for p in parameters}
+    kept: dict[int, Tensor] = {}  # held, so that no other tensor takes its place in memory
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _memory(tensor) not in weights:
+            kept[_memory(tensor)] = tensor
+        return tensor
+
+    images = torch.zeros(1, plan.in_channels, *patch[3 - plan.dimensions :], device=parameters[0].device)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(images)
+    elements = sum(t.untyped_storage().nbytes() for t in kept.values()) / images.itemsize / KEPT_PER_ELEMENT
+    # Once more for the gradients of the inputs, and once for those of the weights.
+    flops = 3 * counter.get_total_flops() + FLOPS_PER_ELEMENT * elements
+    return Cost(elements, flops, sum(p.numel() for p in parameters))
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class _Shapes(TorchFunctionMode):
+    """Weights without values: nothing is drawn, nothing takes memory."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func in _MADE and given.get("device") is None:
+            given["device"] = "meta"
+        return func(*args, **given)
