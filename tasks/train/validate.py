@@ -55,13 +55,16 @@ class MaskValidation:
         self, network: nn.Module, precision: Precision, cancelled: Cancelled
     ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
         """(predicted labels, true mask) of each case, (z, y, x)."""
-        for probabilities, mask in self.predicted(network, precision, cancelled):
+        for probabilities, mask in self.predicted(network, precision, cancelled, mirrored=False):
             yield labels_of(probabilities, regions=self.plan.regions), mask
 
     def predicted(
-        self, network: nn.Module, precision: Precision, cancelled: Cancelled
+        self, network: nn.Module, precision: Precision, cancelled: Cancelled, *, mirrored: bool = True
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
-        """(predicted probabilities (k, z, y, x), true mask (z, y, x)) of each case."""
+        """(predicted probabilities (k, z, y, x), true mask (z, y, x)) of each case.
+
+        With `mirrored` as the model will be applied: over mirrored copies too, where the plan says so.
+        """
         for index in range(len(self.cases)):
             case = self.cases[index]
             if case.mask is None:
@@ -71,6 +74,7 @@ class MaskValidation:
                 torch.from_numpy(np.asarray(case.image, dtype=np.float32)),
                 self.plan.infer.tile,
                 self.plan.infer.overlap,
+                mirror_axes=self.plan.infer.mirror_axes if mirrored else (),
                 activation=self.plan.activation,
                 precision=precision,
                 device=self.device,
@@ -91,6 +95,7 @@ class ImageValidation:
     plan: Plan
     device: torch.device
     name: str = "auc"
+    clinical: NDArray[np.float32] | None = None
 
     @property
     def decisive(self) -> bool:
@@ -99,10 +104,16 @@ class ImageValidation:
 
     def __call__(self, network: nn.Module, precision: Precision, cancelled: Cancelled) -> float:
         """Mean AUC. Raises InterruptedError once `cancelled`."""
-        return mean_auc(self.probabilities(network, precision, cancelled), np.asarray(self.targets))
+        said = self.probabilities(network, precision, cancelled, mirrored=False)
+        return mean_auc(said, np.asarray(self.targets))
 
-    def probabilities(self, network: nn.Module, precision: Precision, cancelled: Cancelled) -> NDArray[np.float32]:
-        """(cases, classes)."""
+    def probabilities(
+        self, network: nn.Module, precision: Precision, cancelled: Cancelled, *, mirrored: bool = True
+    ) -> NDArray[np.float32]:
+        """(cases, classes). With `mirrored` as the model will be applied: over mirrored copies too, where the plan
+        says so.
+        """
+        axes = self.plan.infer.mirror_axes if mirrored else ()
         rows: list[NDArray[np.float32]] = []
         voxels = int(np.prod(self.plan.train.patch_size))
         # A patient has many images already.
@@ -115,7 +126,10 @@ class ImageValidation:
             images = images.to(self.device).float()
             if self.plan.network.dimensions == 2:
                 images = images[..., 0, :, :]
-            found = class_probabilities(network, images, precision=precision, activation=self.plan.activation)
+            beside = None if self.clinical is None else torch.from_numpy(self.clinical[list(several)]).to(self.device)
+            found = class_probabilities(
+                network, images, axes, precision, activation=self.plan.activation, clinical=beside
+            )
             rows.append(found.cpu().numpy())
         return np.concatenate(rows)
 

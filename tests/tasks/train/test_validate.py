@@ -119,3 +119,31 @@ class TestScores:
         )
         assert judged.probabilities(Mean(), "fp32", never).shape == (150, 2)
         assert judged(Mean(), "fp32", never) > 0.95
+
+    def test_what_is_chosen_is_chosen_as_the_model_will_be_applied(self, blocks: np.ndarray) -> None:
+        """Mirrored copies count for what is chosen afterwards, and cost no time while training goes on."""
+
+        class Left(nn.Module):
+            """Sees class 1 in the left half, of whatever it is shown."""
+
+            asked = 0
+
+            def forward(self, x: Tensor) -> Tensor:
+                self.asked += 1
+                left = torch.arange(x.shape[-1]).float().expand_as(x[:, 0]) < x.shape[-1] / 2
+
+                shown = left.float()
+                return torch.stack((torch.zeros_like(shown), 4 * shown, torch.full_like(shown, -9.0)), 1)
+
+        plan = balls().plan
+        plan = plan.model_copy(update={"infer": plan.infer.model_copy(update={"mirror_axes": ("x",)})})
+        judge = MaskValidation(Cases(spotted(blocks, blocks), ["a"]), plan, CPU)
+        network = Left()
+        (said, _), (plain, _) = (next(judge.predicted(network, "fp32", never, mirrored=m)) for m in (True, False))
+        assert np.allclose(said, said[..., ::-1], atol=1e-5)
+        assert not np.allclose(plain, plain[..., ::-1], atol=1e-2)
+        network.asked = 0
+        judge(network, "fp32", never)
+        once = network.asked
+        list(judge.predicted(network, "fp32", never))
+        assert network.asked == 3 * once
