@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from flows.environment import open_stores
 from flows.rounds import Rounds
 from models.errors import SettingsError
-from models.hospital import Completion
+from models.hospital import Completion, Destination, Peer
 from models.settings import Settings
 from tasks.stores.heartbeats import Heartbeat
 from tasks.stores.house import Stores
 
 if TYPE_CHECKING:
+    from tasks.receive.commitment import Requester
     from tasks.receive.completion import Completer
 
 _QUICK = 0.25
@@ -40,11 +41,22 @@ def run_listener(settings: Settings) -> None:
             # What was acknowledged just before a kill lies in the spool without its row.
             if found := reception.recover():
                 logging.getLogger(__name__).info("%d instances of an earlier run entered in the catalog", found)
-            with Listener(settings.listener, reception, stores.catalog, stores.pseudonymizer) as listener:
+            with Listener(
+                settings.listener, reception, stores.catalog, stores.pseudonymizer, requesters=requesters(settings)
+            ) as listener:
                 rounds.figures_from(listener.figures)
                 yield
 
     rounds.run(listening())
+
+
+def requesters(settings: Settings) -> dict[str, Requester]:
+    """By AE title, where those can be called who ask for storage commitment and hang up before it is answered."""
+    from tasks.receive.commitment import Requester
+
+    known: list[Peer | Destination] = [one for one in settings.peers if one.host]
+    known += [one for one in settings.destinations if one.kind == "dicom"]
+    return {one.ae_title: Requester(one.host, one.port, one.tls) for one in known}
 
 
 def run_watch(settings: Settings) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import httpx
 import pydicom
 
+from models.pseudonyms import Pseudonymizer
 from tests.components import Orthanc, free_port, until
 from tests.faults.night import Home
+from tests.tasks.receive.peer import Answers, ask, of, opened, requester
 
 PROCESSES = ("prefect", "listener", "watch", "relay", "arrivals")
 PATIENCE = 300.0
@@ -33,7 +35,6 @@ class Hospital:
     listener_port: int = field(default_factory=free_port)
     prefect_port: int = field(default_factory=free_port)
     mlflow_port: int = field(default_factory=free_port)
-    quiet_seconds: float = 1.5
     recipes: Sequence[Path] = ()
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -49,7 +50,7 @@ class Hospital:
 
     def settle(self) -> None:
         """Write the settings, and tell the PACS of us."""
-        completion = f"completion = {{ quiet_seconds = {self.quiet_seconds}, cap_seconds = 600 }}"
+        told = "completion = { quiet_seconds = 86000, cap_seconds = 86400 }"  # only what a sender says makes it whole
         recipes = ", ".join(f'"{path}"' for path in self.recipes)
         self.inbox.mkdir(exist_ok=True)
         (self.home.folder / "nocturne.toml").write_text(
@@ -61,14 +62,14 @@ mlflow_port = {self.mlflow_port}
 [listener]
 port = {self.listener_port}
 free_bytes = 0
-{completion}
+{told}
 
 [[watched]]
 name = "inbox"
 path = "{self.inbox}"
 stable_seconds = 0.5
 every_seconds = 0.5
-{completion}
+completion = {{ quiet_seconds = 3, cap_seconds = 600 }}
 
 [[orthanc]]
 name = "feed"
@@ -76,7 +77,7 @@ url = "{self.pacs.url}"
 user = "{self.pacs.user}"
 password = "{self.pacs.password}"
 every_seconds = 0.5
-completion = {{ quiet_seconds = 600, cap_seconds = 1200 }}
+{told}
 
 [[destinations]]
 name = "pacs"
@@ -85,7 +86,7 @@ ae_title = "{self.pacs.ae_title}"
 host = "127.0.0.1"
 port = {self.pacs.dicom_port}
 commitment = true
-timeout_seconds = 10
+timeout_seconds = 120
 
 [nightly]
 recipes = [{recipes}]
@@ -130,7 +131,7 @@ recipes = [{recipes}]
         for name in names:
             process = self.running.pop(name)
             try:
-                process.wait(timeout=60)
+                process.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -162,13 +163,18 @@ recipes = [{recipes}]
     def prefect_answers(self) -> bool:
         """Whether the server is up."""
         try:
-            return httpx.get(f"{self.api}/health", timeout=5, trust_env=False).status_code == 200
+            return httpx.get(f"{self.api}/health", timeout=10, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
 
     def ask(self, path: str, **body: Any) -> Any:
-        """POST to the server's API."""
-        return httpx.post(f"{self.api}{path}", json=body, timeout=30, trust_env=False).raise_for_status().json()
+        """POST to the server's API; one that its SQLite was too busy to answer is asked again."""
+
+        def answered() -> httpx.Response | None:
+            found = httpx.post(f"{self.api}{path}", json=body, timeout=120, trust_env=False)
+            return None if found.status_code == 503 else found
+
+        return until(answered, f"an answer to {path}", PATIENCE).raise_for_status().json()
 
     def worker_is_there(self) -> bool:
         """Whether some worker has polled for arrivals."""
@@ -180,19 +186,30 @@ recipes = [{recipes}]
             for worker in self.ask(f"/work_pools/{pool['name']}/workers/filter")
         )
 
-    def runs(self, flow: str = "study arrived") -> list[dict[str, Any]]:
-        """All runs of a flow that a deployment started."""
-        found = self.ask("/flow_runs/filter", flows={"name": {"any_": [flow]}})
-        return [run for run in found if run["deployment_id"]]
+    def runs(self, study: Path) -> list[dict[str, Any]]:
+        """All runs for the versions of a study."""
+        keys = {row["version"] for row in self.versions(study)}
+        found = self.ask("/flow_runs/filter", flows={"name": {"any_": ["study arrived"]}})
+        return [run for run in found if (run["parameters"].get("version") or {}).get("key") in keys]
+
+    # -- the catalog ------------------------------------------------------------------------------------------
+
+    def rows(self, table: str, study: Path) -> list[dict[str, object]]:
+        """A table's rows of one study."""
+        key = Pseudonymizer(bytes.fromhex(self.environment["NOCTURNE_SECRET"])).uid(_uid(study))
+        return [row for row in self.home.rows(table) if row["study"] == key]
+
+    def versions(self, study: Path) -> list[dict[str, object]]:
+        """What was held to be the whole study, oldest first."""
+        return sorted(self.rows("study_versions", study), key=lambda row: str(row["completed_at"]))
 
     # -- what came of it --------------------------------------------------------------------------------------
 
     def results(self, study: Path) -> list[pydicom.Dataset]:
         """The SEG and SR instances that the PACS holds of a study."""
-        uid = next(read(file).StudyInstanceUID for file in files_of(study))
         found = []
         with self.pacs.client() as client:
-            query = {"Level": "Instance", "Query": {"StudyInstanceUID": str(uid), "Modality": "SEG\\SR"}}
+            query = {"Level": "Instance", "Query": {"StudyInstanceUID": _uid(study), "Modality": "SEG\\SR"}}
             for identifier in client.post("/tools/find", json=query).raise_for_status().json():
                 content = client.get(f"/instances/{identifier}/file").raise_for_status().content
                 file = self.home.folder / "results" / f"{identifier}.dcm"
@@ -206,7 +223,7 @@ recipes = [{recipes}]
         return next((result for result in self.results(study) if result.Modality == "SEG"), None)
 
     def send(self, study: Path) -> None:
-        """Send a study to the listener as a scanner would."""
+        """Send a study to the listener as a scanner would, and say that this was all of it."""
         command = ["storescu", "-aet", "SCANNER", "-aec", "NOCTURNE", "127.0.0.1", str(self.listener_port)]
         done = subprocess.run(
             [*command, *map(str, files_of(study))],
@@ -216,10 +233,15 @@ recipes = [{recipes}]
             timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr
+        answers = Answers()
+        with opened(self.listener_port, answers, requester("SCANNER"), ae_title="NOCTURNE") as assoc:
+            assert ask(assoc, *(of(read(file)) for file in files_of(study))) == 0
+            kind, _ = answers.next()
+            assert kind == 1, "not all of it has arrived"
 
 
 @contextmanager
-def opened(hospital: Hospital) -> Iterator[Hospital]:
+def at_work(hospital: Hospital) -> Iterator[Hospital]:
     """Settled and running; everything is stopped afterwards."""
     hospital.settle()
     try:
@@ -232,6 +254,10 @@ def opened(hospital: Hospital) -> Iterator[Hospital]:
 def files_of(study: Path) -> list[Path]:
     """A study's files."""
     return sorted(path for path in study.rglob("*") if path.is_file())
+
+
+def _uid(study: Path) -> str:
+    return next(str(read(file).StudyInstanceUID) for file in files_of(study))
 
 
 def read(file: Path) -> pydicom.Dataset:

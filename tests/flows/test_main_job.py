@@ -35,7 +35,7 @@ def night(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tuple[
     home, images, recipe = folder / "home", folder / "dicom", folder / "chest.toml"
     recipe.write_text(RECIPE)
     make = [sys.executable, str(shared_data / "make_dicom.py"), "pneumonia", str(images), "--limit", str(PATIENTS)]
-    subprocess.run(make, check=True, capture_output=True, timeout=120)
+    subprocess.run(make, check=True, capture_output=True, timeout=600)
     for command in (
         ["ingest", str(images), "--recipe", str(recipe)],
         ["labels", "import", str(images / "labels.csv"), "--name", "pneumonia"],

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,13 +10,7 @@ import pytest
 from flows.rounds import Rounds, alone
 from models.errors import ServiceUnavailableError, SettingsError
 from tasks.stores.heartbeats import signs
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
+from tests.components import DEADLINE_SECONDS, until
 
 
 def test_what_heals_is_told_and_tried_again(tmp_path: Path) -> None:
@@ -32,11 +24,13 @@ def test_what_heals_is_told_and_tried_again(tmp_path: Path) -> None:
     rounds.every(0.01, "events", job)
     running = threading.Thread(target=rounds.run)
     running.start()
-    until(lambda: any(sign.trouble == "events: pacs: the server is away" for sign in signs(tmp_path)))
+    until(lambda: any(sign.trouble == "events: pacs: the server is away" for sign in signs(tmp_path)), "the trouble")
     back.set()
-    until(lambda: any(sign.figures.get("events", 0) >= 5 and not sign.trouble for sign in signs(tmp_path)))
+    until(
+        lambda: any(sign.figures.get("events", 0) >= 5 and not sign.trouble for sign in signs(tmp_path)), "five events"
+    )
     rounds.stop.set()
-    running.join(timeout=30)
+    running.join(timeout=DEADLINE_SECONDS)
     assert signs(tmp_path) == [], "ended in order: no sign of life is left to look like a crash"
 
 

@@ -77,7 +77,9 @@ class Answers(BaseHTTPRequestHandler):
         return
 
 
-def test_each_process_has_its_line(tmp_path: Path) -> None:
+def test_each_process_has_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looking, "_PATIENCE", 120.0)
+    monkeypatch.setattr(looking, "_STALE_SECONDS", 1800.0)
     server = HTTPServer(("127.0.0.1", 0), Answers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     settings = Settings(home=tmp_path, services=Services(prefect_port=server.server_port, mlflow_port=1))
