@@ -11,6 +11,7 @@ from flows.environment import open_stores
 from flows.ingest import ingest
 from flows.night import for_this_night, one_training_at_a_time
 from flows.parts import THREADS
+from flows.synthetic import judged_without, with_made_images
 from models.recipe import Recipe
 from models.refs import BatchRef
 from models.registration import Night
@@ -34,7 +35,8 @@ def retrain(
     if batch is not None:
         ingest(batch, recipe.images)
 
-    dataset = for_this_night(ingesting.build)(stores, recipe)
+    real = for_this_night(ingesting.build)(stores, recipe)
+    dataset = with_made_images(stores, recipe, real)
     followed = for_this_night(registering.champion)(stores, recipe.name) if recipe.follows else None
     plan = preprocessing.plan(stores, recipe, dataset, followed)
     prepared = preprocessing.prepare(stores, recipe, plan)
@@ -53,7 +55,7 @@ def retrain(
     if approval and registering.would_serve(stores, package, evaluation, before, comparison):
         word = word_of_a_person(stores, recipe.name, evaluation, before, comparison, approval_hours)
     registered = registering.register(stores, package, evaluation, before, comparison, word)
-    report = evaluating.report(stores, evaluation, before, registered)
+    report = evaluating.report(stores, evaluation, before, registered, judged_without(stores, recipe, real))
     registering.attach(stores, registered, report)
 
     show_evaluation(stores, evaluation, registered, report)

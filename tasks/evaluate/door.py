@@ -25,6 +25,15 @@ def compare(stores: Stores, champion: EvaluationRef, challenger: EvaluationRef) 
 
 
 @door("report", run_name="report on {evaluation}", minutes=30)
-def report(stores: Stores, evaluation: EvaluationRef, champion: EvaluationRef | None, registered: Registered) -> Path:
-    """One self-contained HTML file on what was learnt, how good it is, and what was decided."""
-    return summary.write(stores, evaluation, champion, registered)
+def report(
+    stores: Stores,
+    evaluation: EvaluationRef,
+    champion: EvaluationRef | None,
+    registered: Registered,
+    without: EvaluationRef | None = None,
+) -> Path:
+    """One self-contained HTML file on what was learnt, how good it is, and what was decided.
+
+    `without` is of the same recipe without made images.
+    """
+    return summary.write(stores, evaluation, champion, registered, without)

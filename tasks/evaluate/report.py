@@ -24,6 +24,7 @@ _HEADLINES = {
     "segmentation": ("surface_dice", "hd95_mm", "volume_absolute_error_ml"),
     "classification": ("sensitivity", "specificity", "brier"),
     "detection": ("average_precision", "sensitivity", "false_positives"),
+    "synthesis": ("distance", "copied"),
 }
 
 
@@ -59,9 +60,9 @@ class Exclusion:
 class ReportData:
     """All that a report may tell. Only the evaluation is needed; what is absent leaves its part out.
 
-    `cases` is the per-case table of the evaluation. `notes` are remarks for the summary, `provenance` further
-    (what, value) rows for the last section. Pictures appear in the order given; the learning curve is drawn from
-    the package's history.
+    `cases` is the per-case table of the evaluation. `without` compares with the same recipe without made images.
+    `notes` are remarks for the summary, `provenance` further (what, value) rows for the last section. Pictures appear
+    in the order given; the learning curve is drawn from the package's history.
     """
 
     evaluation: Evaluation
@@ -70,6 +71,7 @@ class ReportData:
     dataset: Dataset | None = None
     decision: Decision | None = None
     comparison: Comparison | None = None
+    without: Comparison | None = None
     cases: pd.DataFrame | None = None
     exclusions: tuple[Exclusion, ...] = ()
     pictures: tuple[Picture, ...] = ()
@@ -107,6 +109,7 @@ def render(data: ReportData) -> str:
         good_tables=list(_good_tables(data)),
         differences=tables.differences(data.comparison) if data.comparison else None,
         gain=_gain(data.comparison) if data.comparison else "",
+        added=tables.differences(data.without, "With made images minus without") if data.without else None,
         worst=(
             tables.worst(data.cases, evaluation.kind, evaluation.threshold)
             if data.cases is not None and len(data.cases)

@@ -19,10 +19,16 @@ from tasks.stores.packages import read_description
 from tasks.stores.tables import EvaluationRow, QuarantineRow
 
 
-def write(stores: Stores, ref: EvaluationRef, champion: EvaluationRef | None, registered: Registered) -> Path:
-    """The HTML file, written once per evaluation, champion and decision."""
+def write(
+    stores: Stores,
+    ref: EvaluationRef,
+    champion: EvaluationRef | None,
+    registered: Registered,
+    without: EvaluationRef | None = None,
+) -> Path:
+    """The HTML file, written once per evaluation, champion, decision, and evaluation without made images."""
     decision = [registered.action, list(registered.reasons)]
-    key = content_key("report", ref.key, champion.key if champion else None, decision)
+    key = content_key("report", ref.key, champion.key if champion else None, decision, without.key if without else None)
     if stores.evaluations.place.exists(key):
         return stores.evaluations.place.local(key) / REPORT_FILE
     evaluation = stores.evaluations.read(ref.key)
@@ -35,6 +41,7 @@ def write(stores: Stores, ref: EvaluationRef, champion: EvaluationRef | None, re
         dataset=stores.datasets.read(evaluation.dataset),
         decision=Decision(registered.action, "; ".join(registered.reasons)),
         comparison=compare(stores, champion, ref) if champion and champion != ref else None,
+        without=compare(stores, without, ref) if without else None,
         cases=stores.evaluations.cases(ref.key),
         exclusions=_set_aside(stores),
         pictures=stores.evaluations.pictures(ref.key),

@@ -66,6 +66,9 @@ METRICS: Final[dict[str, Metric]] = {
         f"sensitivity_at_{rate:g}": Metric(f"Sensitivity at {rate:g} false positives an image")
         for rate in (0.125, 0.25, 0.5, 1, 2, 4, 8)
     },
+    "fidelity": Metric("Fidelity"),
+    "distance": Metric("Fréchet distance", better="lower", share=False),
+    "copied": Metric("Copies of training images", "%", 1, "lower"),
     "f1": Metric("F1"),
     "brier": Metric("Brier score", better="lower", share=False),
 }
@@ -73,6 +76,7 @@ _BY_CLASS: Final[dict[Kind, tuple[str, ...]]] = {
     "segmentation": ("dice", "surface_dice", "hd95_mm", "volume_absolute_error_ml"),
     "classification": ("auc", "average_precision", "sensitivity", "specificity", "precision", "f1"),
     "detection": ("froc", "average_precision", "sensitivity", "precision", "false_positives"),
+    "synthesis": ("fidelity", "distance", "copied"),
 }
 
 
@@ -155,7 +159,7 @@ def by_class(evaluation: Evaluation) -> Table | None:
     return Table("By class", (Column("Class"), *(Column(metric_of(n).heading, "number") for n in names)), rows)
 
 
-def differences(comparison: Comparison) -> Table:
+def differences(comparison: Comparison, caption: str = "Challenger minus champion") -> Table:
     """Challenger − champion per metric, each drawn on its own scale around 0."""
     rows = []
     for summary in comparison.differences:
@@ -178,14 +182,14 @@ def differences(comparison: Comparison) -> Table:
         Column("Around 0", "bar"),
         Column(""),
     )
-    return Table("Challenger minus champion", columns, tuple(rows))
+    return Table(caption, columns, tuple(rows))
 
 
 def counts(dataset: Dataset) -> Table:
     """Patients and cases by split, modality and vendor."""
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for row in dataset.rows:
-        groups[row.split, row.modality, row.manufacturer or "not told"].append(row.patient)
+        groups[row.split, row.modality, "made" if row.synthetic else row.manufacturer or "not told"].append(row.patient)
     order = sorted(groups, key=lambda g: (SPLITS.index(g[0]), g[1:]))  # type: ignore[arg-type]
     rows = [(*group, str(len(set(groups[group]))), str(len(groups[group]))) for group in order]
     total = ("all", "", "", str(len({r.patient for r in dataset.rows})), str(len(dataset.rows)))
@@ -221,12 +225,24 @@ def lesions(cases: pd.DataFrame, threshold: float) -> Table:
 
 
 def worst(cases: pd.DataFrame, kind: Kind, threshold: float | None = None, count: int = 8) -> Table:
-    """The cases furthest from the truth, by pseudonym: least mean Dice, least probability of the true class, or most
-    lesions missed and invented from `threshold` on.
+    """The cases furthest from the truth, by pseudonym: least mean Dice, least probability of the true class, most
+    lesions missed and invented from `threshold` on, or made images that lie nearest to a training image.
     """
     if kind == "detection":
         return _worst_detections(cases, threshold or 0.0, count)
+    if kind == "synthesis":
+        return _nearest_copies(cases, count)
     return _worst_segmentations(cases, count) if kind == "segmentation" else _worst_classifications(cases, count)
+
+
+def _nearest_copies(cases: pd.DataFrame, count: int) -> Table:
+    """Made images that lie nearest to a training image."""
+    near = cases.sort_values("nearest_training", kind="stable").head(count)
+    names, classes = near["case"].astype(str), near["class_name"].astype(str)
+    gaps, copies = near["nearest_training"].map("{:.4f}".format), near["copied"].map({True: "yes", False: "no"})
+    rows = tuple(zip(names, classes, gaps, copies, strict=True))
+    columns = (Column("Beside", "code"), Column("Class"), Column("To the nearest", "number"), Column("A copy"))
+    return Table("Made images nearest to a training image", columns, rows)
 
 
 def facts(caption: str, rows: Iterable[tuple[str, str]], *, code: bool = False) -> Table:

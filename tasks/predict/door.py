@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from models.refs import AnalysisRef, PackageRef, StudyVersionRef, VolumeRef
+from models.recipe import Recipe
+from models.refs import AnalysisRef, DatasetRef, PackageRef, StudyVersionRef, VolumeRef
 from tasks.door import door
-from tasks.predict import run
+from tasks.predict import run, synthesis
 from tasks.stores.house import Stores
 
 
@@ -26,3 +27,9 @@ def analyse(
 ) -> AnalysisRef:
     """What the package says of a study version; a shadow's is only recorded."""
     return run.analyse(stores, version, package, candidates, name=name, model_version=model_version, role=role)
+
+
+@door("synthesise", run_name="synthesise with {source} for {recipe.name}", minutes=120)
+def synthesise(stores: Stores, recipe: Recipe, dataset: DatasetRef, source: PackageRef) -> DatasetRef:
+    """The dataset with made images of the classes that the recipe names, in the training split alone."""
+    return synthesis.add_synthetic(stores, recipe, dataset, source)

@@ -81,6 +81,8 @@ def _use(package: ModelPackage) -> list[str]:
 def _output(plan: Plan) -> str:
     if plan.kind == "detection":
         return f"lesions as {'masks' if plan.segments else 'boxes'} with a confidence each"
+    if plan.kind == "synthesis":
+        return "new images of a class"
     return "voxel masks" if plan.kind == "segmentation" else "a probability for each class"
 
 
@@ -93,6 +95,8 @@ def _training_data(dataset: Dataset) -> list[str]:
         f"- modality: {_tally(row.modality for row in dataset.rows)}",
         f"- manufacturer: {_tally(row.manufacturer or 'not recorded' for row in dataset.rows)}",
     ]
+    if made := sum(row.synthetic for row in dataset.rows):
+        lines.append(f"- made images, counted above as patients of their own: {made}, in training alone")
     if dataset.kind == "classification":
         lines.append(f"- class: {_tally(dataset.classes[row.target] for row in dataset.rows)}")
     spacings = [_span([row.spacing[axis] for row in dataset.rows]) for axis in range(3)]
