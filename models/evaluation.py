@@ -122,17 +122,6 @@ class SegmentationCase:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassificationCase:
-    """One image: what it is, what it was called, and the probability of each class."""
-
-    patient: str
-    case: str
-    truth: str
-    predicted: str
-    probabilities: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class LesionScore:
     """One lesion, true or marked, or that a case has neither (`outcome` absent).
 
@@ -171,6 +160,7 @@ class Evaluation(_Noun):
     curves: tuple[Curve, ...] = ()
     confusion: ConfusionMatrix | None = None
     threshold: Finite | None = None
+    thresholds: tuple[Finite, ...] = ()  # several classes at once: each one's
     positive: str | None = None
     surface_tolerance_mm: Finite | None = None
     n_patients: int = Field(ge=1)

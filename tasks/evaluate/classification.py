@@ -1,7 +1,7 @@
 """How good classifications are: figures, curves and intervals from probabilities.
 
 With two classes all figures are the positive class's; with more, those of each class against the rest, and their
-plain (macro) mean.
+plain (macro) mean. Where an image may show several classes, or none, each is called from its own threshold on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 from models.errors import LabelError, NothingToDoError, PackageError, RecipeError
 from models.evaluation import (
     PRIMARY,
-    ClassificationCase,
     ConfusionMatrix,
     Curve,
     CurveName,
@@ -38,15 +37,19 @@ _BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """Checked input: `truth` and `called` are class indices (n,), `probabilities` (n, classes)."""
+    """Checked input: `truth` and `called` say of each class whether it is there, `probabilities` are its: (n, classes).
+
+    Unless `several`, each row of either has one True.
+    """
 
     patients: list[str]
     cases: list[str]
-    truth: NDArray[np.intp]
-    called: NDArray[np.intp]
+    truth: NDArray[np.bool_]
+    called: NDArray[np.bool_]
     probabilities: Floats
     names: tuple[str, ...]
-    focus: tuple[int, ...]  # the positive class, or all of more than two
+    focus: tuple[int, ...]  # the positive class, or all of more than two, or of several
+    several: bool = False
 
 
 def evaluate_classification(
@@ -60,24 +63,30 @@ def evaluate_classification(
     package: str,
     dataset: str,
     positive: str | None = None,
+    thresholds: Sequence[float] = (),
     bootstrap: int = SAMPLES,
     seed: int = 0,
 ) -> tuple[Evaluation, pd.DataFrame, list[Picture]]:
     """Judge `probabilities` (n, classes) against the class indices `truth` (n,).
 
     Two classes: `positive` (the last by default) is called from `threshold` (0.5 by default) on. More: the most
-    probable class is called, and a threshold raises RecipeError. Raises LabelError for a truth without a name,
-    PackageError for probabilities that are none, NothingToDoError where no class has both positives and negatives.
+    probable class is called, and a threshold raises RecipeError. Several at once: `truth` is (n, classes) of 0 and 1,
+    and each class is called from its own of `thresholds` (0.5 by default) on. Raises LabelError for a truth without a
+    name, PackageError for probabilities that are none, NothingToDoError where no class has both positives and
+    negatives.
     """
-    data = _checked(patients, cases, truth, probabilities, class_names, threshold, positive)
+    real = np.asarray(truth, dtype=np.intp)
+    if real.ndim == 2:
+        data = _checked_several(patients, cases, real, probabilities, class_names, thresholds)
+    else:
+        data = _checked(patients, cases, real, probabilities, class_names, threshold, positive)
     metrics = _metrics(data, bootstrap, seed)
     if not any(m.metric == PRIMARY["classification"] and m.class_name is None for m in metrics):
         raise NothingToDoError(
             f"all {len(data.truth)} cases are of one class, so there is no AUC",
             hint="the test split needs patients of at least two classes",
         )
-    two = len(data.names) == 2
-    counts = confusion_matrix(data.truth, data.called, labels=range(len(data.names)))
+    two = len(data.names) == 2 and not data.several
     evaluation = Evaluation(
         kind="classification",
         package=package,
@@ -86,13 +95,14 @@ def evaluate_classification(
         primary=PRIMARY["classification"],
         metrics=metrics,
         curves=_curves(data),
-        confusion=ConfusionMatrix(class_names=data.names, counts=tuple(tuple(map(int, row)) for row in counts)),
+        confusion=_confusion(data),
         threshold=(0.5 if threshold is None else threshold) if two else None,
+        thresholds=_thresholds(thresholds, data.names) if data.several else (),
         positive=data.names[data.focus[0]] if two else None,
         n_patients=len(set(data.patients)),
         n_cases=len(data.cases),
     )
-    return evaluation, cases_frame(_cases(data), data.names), _pictures(evaluation, data)
+    return evaluation, cases_frame(data), _pictures(evaluation, data)
 
 
 def choose_threshold(truth: ArrayLike, probabilities: ArrayLike, *, positive: int = 1) -> float:
@@ -115,43 +125,48 @@ def choose_threshold(truth: ArrayLike, probabilities: ArrayLike, *, positive: in
     return float((steps[best] + below) / 2)
 
 
-def cases_frame(cases: Sequence[ClassificationCase], class_names: Sequence[str]) -> pd.DataFrame:
+def cases_frame(data: _Data) -> pd.DataFrame:
     """One row per case and class: patient, case, class_name, truth and predicted (whether it is this class),
     probability, and brier, the class's squared error."""
+    size = len(data.names)
     return pd.DataFrame(
-        [
-            {
-                "patient": case.patient,
-                "case": case.case,
-                "class_name": name,
-                "truth": case.truth == name,
-                "predicted": case.predicted == name,
-                "probability": p,
-                "brier": (p - (case.truth == name)) ** 2,
-            }
-            for case in cases
-            for name, p in zip(class_names, case.probabilities, strict=True)
-        ]
+        {
+            "patient": [patient for patient in data.patients for _ in range(size)],
+            "case": [case for case in data.cases for _ in range(size)],
+            "class_name": [*data.names] * len(data.cases),
+            "truth": data.truth.ravel(),
+            "predicted": data.called.ravel(),
+            "probability": data.probabilities.ravel(),
+            "brier": ((data.probabilities - data.truth) ** 2).ravel(),
+        }
     )
+
+
+def _confusion(data: _Data) -> ConfusionMatrix | None:
+    """None where an image may show several classes: it is not one class that another is taken for."""
+    if data.several:
+        return None
+    size = range(len(data.names))
+    counts = confusion_matrix(data.truth.argmax(1), data.called.argmax(1), labels=size)
+    return ConfusionMatrix(class_names=data.names, counts=tuple(tuple(map(int, row)) for row in counts))
+
+
+def _thresholds(given: Sequence[float], names: Sequence[str]) -> tuple[float, ...]:
+    return tuple(map(float, given)) or (0.5,) * len(names)
 
 
 def _checked(
     patients: Sequence[str],
     cases: Sequence[str],
-    truth: ArrayLike,
+    real: NDArray[np.intp],
     probabilities: ArrayLike,
     class_names: Sequence[str],
     threshold: float | None,
     positive: str | None,
 ) -> _Data:
-    names, real = tuple(class_names), np.asarray(truth, dtype=np.intp)
-    chances = np.asarray(probabilities, dtype=float)
-    if not len(real):
-        raise NothingToDoError("there is no case to judge", hint="the test split needs at least one labelled patient")
-    if chances.shape != (len(real), len(names)) or not len(real) == len(patients) == len(cases):
-        raise PackageError(f"{len(real)} cases of {len(names)} classes, but probabilities of shape {chances.shape}")
-    if not np.isfinite(chances).all() or (chances < 0).any() or np.abs(chances.sum(1) - 1).max() > 1e-3:
-        raise PackageError("the network's probabilities are not finite, not negative and of sum 1")
+    names, chances = tuple(class_names), _chances(patients, cases, real, probabilities, class_names)
+    if np.abs(chances.sum(1) - 1).max() > 1e-3:
+        raise PackageError("the network's probabilities are not of sum 1")
     chances = chances / chances.sum(1, keepdims=True)  # float32 sums of 1.0000001 would leave [0, 1]
     if real.min() < 0 or real.max() >= len(names):
         raise LabelError(f"class {int(real.max())} has no name among {len(names)} classes")
@@ -165,7 +180,45 @@ def _checked(
         index = 1 if positive is None else names.index(positive)
         called = np.where(chances[:, index] >= (0.5 if threshold is None else threshold), index, 1 - index)
         focus = (index,)
-    return _Data(list(patients), list(cases), real, called, chances, names, focus)
+    one = np.eye(len(names), dtype=bool)
+    return _Data(list(patients), list(cases), one[real], one[called], chances, names, focus)
+
+
+def _checked_several(
+    patients: Sequence[str],
+    cases: Sequence[str],
+    real: NDArray[np.intp],
+    probabilities: ArrayLike,
+    class_names: Sequence[str],
+    thresholds: Sequence[float],
+) -> _Data:
+    names, chances = tuple(class_names), _chances(patients, cases, real, probabilities, class_names)
+    limits = np.asarray(_thresholds(thresholds, names))
+    if real.shape != chances.shape or not np.isin(real, (0, 1)).all():
+        raise LabelError(f"the truth says of each of {len(names)} classes whether it is there, by 0 or 1")
+    if limits.shape != (len(names),) or (chances > 1 + 1e-6).any():
+        raise PackageError(f"{len(names)} thresholds, and probabilities up to 1, belong to {len(names)} classes")
+    chances = np.minimum(chances, 1)
+    focus = tuple(range(len(names)))
+    return _Data(list(patients), list(cases), real > 0, chances >= limits, chances, names, focus, several=True)
+
+
+def _chances(
+    patients: Sequence[str],
+    cases: Sequence[str],
+    real: NDArray[np.intp],
+    probabilities: ArrayLike,
+    class_names: Sequence[str],
+) -> Floats:
+    chances = np.asarray(probabilities, dtype=float)
+    if not len(real):
+        raise NothingToDoError("there is no case to judge", hint="the test split needs at least one labelled patient")
+    if chances.shape != (len(real), len(class_names)) or not len(real) == len(patients) == len(cases):
+        size = f"{len(real)} cases of {len(class_names)} classes"
+        raise PackageError(f"{size}, but probabilities of shape {chances.shape}")
+    if not np.isfinite(chances).all() or (chances < 0).any():
+        raise PackageError("the network's probabilities are not finite or negative")
+    return chances
 
 
 # -- figures ----------------------------------------------------------------------------------------------------
@@ -185,37 +238,40 @@ def _named(label: tuple[str, str | None], interval: Interval) -> MetricSummary:
 
 def _statistic(data: _Data) -> Statistic:
     """All metrics in the order of `_metrics`: the macro mean and the classes (or the positive class), then overall."""
-    size = len(data.names)
-    cell = np.zeros((len(data.truth), size * size))
-    cell[np.arange(len(data.truth)), data.truth * size + data.called] = 1
-    squares = ((data.probabilities - np.eye(size)[data.truth]) ** 2).sum(1)
+    size, truth = len(data.names), data.truth
+    told = np.concatenate([truth & data.called, truth, data.called], axis=1).astype(float)
+    right = (truth == data.called).all(axis=1)
+    squares = ((data.probabilities - truth) ** 2).sum(1)
     # With two classes the sum counts one error twice; halved, it is the usual Brier score.
-    brier = intervals.weighted_mean((squares / 2 if size == 2 else squares)[:, None])
-    areas = intervals.together(*(intervals.auc(data.truth == k, data.probabilities[:, k]) for k in data.focus))
+    brier = squares / size if size == 2 or data.several else squares
+    plain = intervals.weighted_mean(np.stack([right, brier], axis=1))
+    areas = intervals.together(*(intervals.auc(truth[:, k], data.probabilities[:, k]) for k in data.focus))
     precisions = intervals.together(
-        *(intervals.average_precision(data.truth == k, data.probabilities[:, k]) for k in data.focus)
+        *(intervals.average_precision(truth[:, k], data.probabilities[:, k]) for k in data.focus)
     )
 
     def statistic(weights: Floats) -> Floats:
-        counts = (weights @ cell).reshape(-1, size, size)
-        columns = [areas(weights), precisions(weights), *_rates(counts, data.focus)]
+        counts = (weights @ told).reshape(-1, 3, size)
+        rates = _rates(counts, weights.sum(1))
+        columns = [areas(weights), precisions(weights), *(rate[:, list(data.focus)] for rate in rates)]
         table = np.stack(columns, axis=2)  # (resample, class, metric)
         if len(data.focus) > 1:
             table = np.concatenate([mean_of_defined(table)[:, None], table], axis=1)
-        return np.concatenate([table.reshape(len(weights), -1), _overall(counts), brier(weights)], axis=1)
+        means = plain(weights)
+        overall = [means[:, :1], _balanced(rates, several=data.several), means[:, 1:]]
+        return np.concatenate([table.reshape(len(weights), -1), *overall], axis=1)
 
     return statistic
 
 
-def _rates(counts: Floats, focus: tuple[int, ...]) -> tuple[Floats, Floats, Floats, Floats]:
-    """Sensitivity, specificity, precision and F1 of the classes in `focus`, (resample, class) each.
+def _rates(counts: Floats, cases: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Sensitivity, specificity, precision and F1 of each class, (resample, class) each.
 
+    `counts` (resample, 3, class): cases rightly called so, cases that are, and that are called so; of `cases` in all.
     A rate over no case is NaN; the precision and F1 of a class that is never called are 0.
     """
-    chosen = list(focus)
-    tp = counts[:, chosen, chosen]
-    real, called = counts.sum(2)[:, chosen], counts.sum(1)[:, chosen]
-    everyone = counts.sum((1, 2))[:, None]
+    tp, real, called = counts[:, 0], counts[:, 1], counts[:, 2]
+    everyone = cases[:, None]
     precision = ratio(tp, called, empty=0.0)
     return (
         ratio(tp, real),
@@ -225,11 +281,13 @@ def _rates(counts: Floats, focus: tuple[int, ...]) -> tuple[Floats, Floats, Floa
     )
 
 
-def _overall(counts: Floats) -> Floats:
-    """Accuracy and balanced accuracy (mean sensitivity of the classes that occur), (resample, 2)."""
-    right = np.diagonal(counts, axis1=1, axis2=2)
-    balanced = mean_of_defined(ratio(right, counts.sum(2))[:, :, None])
-    return np.concatenate([ratio(right.sum(1), counts.sum((1, 2)))[:, None], balanced], axis=1)
+def _balanced(rates: tuple[Floats, ...], *, several: bool) -> Floats:
+    """Balanced accuracy (resample, 1): mean sensitivity of the classes that occur.
+
+    Of several at once, where each class is a question of two answers, the mean of sensitivities and specificities.
+    """
+    sensitivity, specificity = rates[:2]
+    return mean_of_defined(((sensitivity + specificity) / 2 if several else sensitivity)[:, :, None])
 
 
 # -- curves and pictures ----------------------------------------------------------------------------------------
@@ -238,7 +296,7 @@ def _overall(counts: Floats) -> Floats:
 def _curves(data: _Data) -> tuple[Curve, ...]:
     found: list[Curve] = []
     for index in data.focus:
-        real, score, name = data.truth == index, data.probabilities[:, index], data.names[index]
+        real, score, name = data.truth[:, index], data.probabilities[:, index], data.names[index]
         if real.all() or not real.any():
             continue
         false_rate, true_rate, _ = roc_curve(real, score)
@@ -260,26 +318,17 @@ def _curve(name: CurveName, class_name: str, x: Floats, y: Floats) -> Curve:
 
 def _pictures(evaluation: Evaluation, data: _Data) -> list[Picture]:
     def values(metric: str) -> dict[str, float]:
-        if evaluation.positive is not None:
-            return {evaluation.positive: evaluation.of(metric).value}
+        if len(data.focus) == 1:
+            return {data.names[data.focus[0]]: evaluation.of(metric).value}
         return {m.class_name: m.interval.value for m in evaluation.metrics if m.metric == metric and m.class_name}
 
     def named(name: CurveName) -> list[Curve]:
         return [c for c in evaluation.curves if c.name == name]
 
-    prevalence = {data.names[k]: float(np.mean(data.truth == k)) for k in data.focus}
+    prevalence = {data.names[k]: float(np.mean(data.truth[:, k])) for k in data.focus}
     shown = [
         pictures.roc(named("roc"), values("auc")),
         pictures.precision_recall(named("precision-recall"), values("average_precision"), prevalence),
         pictures.calibration(named("calibration")),
     ]
     return [*shown, pictures.confusion(evaluation.confusion)] if evaluation.confusion else shown
-
-
-def _cases(data: _Data) -> list[ClassificationCase]:
-    return [
-        ClassificationCase(p, c, data.names[t], data.names[k], tuple(map(float, chances)))
-        for p, c, t, k, chances in zip(
-            data.patients, data.cases, data.truth, data.called, data.probabilities, strict=True
-        )
-    ]

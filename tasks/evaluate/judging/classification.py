@@ -35,17 +35,19 @@ def judge(
         probabilities.append(_said(stores, predictor, series))
         running.advance(len(series))
     first = [series[0] for series in cases]
-    asked = package.recipe.evaluate
+    asked, several = package.recipe.evaluate, package.plan.several
+    given = None if asked.threshold == "auto" else float(asked.threshold)
     evaluation, frame, pictures = evaluate_classification(
         [row.patient for row in first],
         [row.volume for row in first],
-        [row.target for row in first],
+        [row.classes if several else row.target for row in first],
         np.stack(probabilities),
         dataset.classes,
-        package.threshold if asked.threshold == "auto" else asked.threshold,
+        None if several else package.threshold if given is None else given,
         package=package.key,
         dataset=dataset.key,
         positive=asked.positive,
+        thresholds=package.thresholds if given is None else (given,) * len(dataset.classes),
         bootstrap=asked.bootstrap,
     )
     return Judged(evaluation, check(frame, CASE_METRICS_CLASSIFICATION, where="evaluation"), tuple(pictures))
