@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from models.errors import RecipeError
@@ -59,10 +60,12 @@ def make_plan(
     """
     kind: Device = "cuda" if device.startswith("cuda") else "cpu"
     grid = choose_grid(recipe, fingerprint, kind)
-    budget = patients.shared(Budget.of(recipe, memory_gb, kind, cores), series)
+    budget = patients.shared(_of_a_fold(Budget.of(recipe, memory_gb, kind, cores), recipe), series)
     cases, channels = len(series) or len(fingerprint.cases), len(fingerprint.intensities)
     outputs = _outputs(recipe, classes)
     notes = [*grid.notes, *patients.told(series)]
+    if recipe.train.folds > 1:
+        notes.append(f"{recipe.train.folds} folds by patient: a network each")
     if not recipe.learns_masks:
         if recipe.kind == "classification" and len(classes) < 2 and not recipe.labels.several:
             raise RecipeError(
@@ -111,6 +114,11 @@ def make_plan(
         notes=tuple(notes),
     )
     return generative.adapted(plan, recipe) if recipe.kind == "synthesis" else plan
+
+
+def _of_a_fold(budget: Budget, recipe: Recipe) -> Budget:
+    """What one of the recipe's folds has of the time, where they learn one after the other."""
+    return budget if budget.seconds is None else replace(budget, seconds=budget.seconds / recipe.train.folds)
 
 
 def _detection(recipe: Recipe) -> Detection:

@@ -147,6 +147,14 @@ def test_more_time_buys_more_and_less_time_less() -> None:
     assert hippocampus(minutes=0.5).train.ema < 0.999
 
 
+def test_each_fold_is_planned_for_its_part_of_the_time() -> None:
+    alone, folds = hippocampus(minutes=10), hippocampus(minutes=50, folds=5)
+    assert folds.network == alone.network
+    assert (folds.train.batch_size, folds.train.ema) == (alone.train.batch_size, alone.train.ema)
+    assert folds.train.minutes == 50  # of all folds: how many learn at once is known when they do
+    assert any("5 folds" in note for note in folds.notes)
+
+
 def test_prepared_arrays_do_not_depend_on_the_budget() -> None:
     """Else a longer night would prepare everything anew."""
     assert hippocampus(minutes=1).prepare == hippocampus(minutes=600).prepare == hippocampus(epochs=3).prepare
