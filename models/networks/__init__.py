@@ -231,24 +231,29 @@ NETWORKS: dict[str, Entry] = {
         frozenset({"classification"}),
         frozenset({3}),
         "2-D encoder of each slice, read in order by an LSTM from both ends",
+        stochastic_depth=True,
     ),
     "cnn_gru": Entry(
         "models.networks.slices:build_cnn_gru",
         frozenset({"classification"}),
         frozenset({3}),
         "as cnn_lstm, by a GRU; lighter",
+        stochastic_depth=True,
     ),
     "mil": Entry(
         "models.networks.slices:build_mil",
         frozenset({"classification"}),
         frozenset({3}),
         "2-D encoder of each slice, weighed by gated attention: a few slices decide, and it says which",
+        stochastic_depth=True,
     ),
     "graph": Entry(
         "models.networks.graph:build_graph",
         frozenset({"classification"}),
         frozenset({2, 3}),
         "graph of supervoxels that tell their neighbours what they look like",
+        stochastic_depth=True,
+        compiles=False,  # how many there are changes from batch to batch
     ),
     "patient_attention": Entry(
         "models.networks.bags:build_patient_attention",
@@ -256,6 +261,8 @@ NETWORKS: dict[str, Entry] = {
         frozenset({2, 3}),
         "a patient's series together, weighed by gated attention",
         sets=True,
+        stochastic_depth=True,
+        compiles=False,  # how many there are changes from batch to batch
     ),
     "patient_graph": Entry(
         "models.networks.bags:build_patient_graph",
@@ -263,6 +270,8 @@ NETWORKS: dict[str, Entry] = {
         frozenset({2, 3}),
         "as patient_attention, but the series hear each other first",
         sets=True,
+        stochastic_depth=True,
+        compiles=False,  # how many there are changes from batch to batch
     ),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.networks.blocks import Residual, initialise, kernels_of, strides_of
+from models.networks.blocks import Residual, depth_rates, initialise, kernels_of, strides_of
 from models.plan import NetworkPlan
 
 
@@ -29,6 +29,7 @@ def residual_stages(plan: NetworkPlan, dimensions: int, levels: int) -> list[nn.
     """The plan's first levels, a residual unit each; a kernel is at least as wide as its stride needs to see all."""
     flat = plan.model_copy(update={"dimensions": dimensions})
     widths = (plan.in_channels, *plan.features)
+    kernels, strides = kernels_of(flat)[:levels], strides_of(flat)[:levels]
     return [
         Residual(
             dimensions,
@@ -36,8 +37,9 @@ def residual_stages(plan: NetworkPlan, dimensions: int, levels: int) -> list[nn.
             tuple(max(k, 2 * s - 1) for k, s in zip(kernel, stride, strict=True)),
             stride,
             norm_kind="group",
+            skipped=rate,
         )
-        for i, (kernel, stride) in enumerate(zip(kernels_of(flat)[:levels], strides_of(flat)[:levels], strict=True))
+        for i, (kernel, stride, rate) in enumerate(zip(kernels, strides, depth_rates(plan, levels), strict=True))
     ]
 
 
