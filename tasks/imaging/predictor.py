@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.geometry import Geometry
 from models.package import ModelPackage
+from models.plan import Plan, clinical_numbers
 from tasks.imaging.calibration import tempered
 from tasks.imaging.components import keep_largest, keep_largest_regions
 from tasks.imaging.crop import Box, whole_box
@@ -95,22 +96,57 @@ class Predictor:
                 restorer.take(first, probabilities)
         return restorer.labels, crop
 
-    def classify(self, array: NDArray[Any], geometry: Geometry) -> NDArray[np.float32]:
-        """Probabilities (n classes) of an image ([c,] z, y, x). Raises PixelError where it does not fit the plan."""
+    def classify(self, array: NDArray[Any], geometry: Geometry, clinical: Sequence[str] = ()) -> NDArray[np.float32]:
+        """Probabilities (n classes) of an image ([c,] z, y, x). Raises PixelError where it does not fit the plan.
+
+        `clinical` are the values of the plan's variables, as text; what is not told is missing.
+        """
         with memory_told(self.package.key):
-            said = [part.share * self._classified(part, array, geometry) for part in self.parts]
+            prepared = [self._prepared(part, array, geometry) for part in self.parts]
+            pairs = zip(self.parts, prepared, strict=True)
+            said = [part.share * self._classified(part, one, clinical) for part, one in pairs]
+        return self._settled(said)
+
+    def classify_many(
+        self, images: Iterable[tuple[NDArray[Any], Geometry]], clinical: Sequence[str] = ()
+    ) -> NDArray[np.float32]:
+        """As `classify`, of several images that are one case: a patient's series, in any order."""
+        with memory_told(self.package.key):
+            # One after the other: a patient may have more scans than fit into memory as they are.
+            prepared = [[self._prepared(part, *image) for part in self.parts] for image in images]
+            sets = [torch.stack(series) for series in zip(*prepared, strict=True)]
+            pairs = zip(self.parts, sets, strict=True)
+            said = [part.share * self._classified(part, one, clinical) for part, one in pairs]
+        return self._settled(said)
+
+    def _settled(self, said: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         independent = self.package.plan.activation == "sigmoid"
         return tempered(sum(said[1:], said[0]), self.package.temperature, independent=independent)
 
-    def _classified(self, part: Part, array: NDArray[Any], geometry: Geometry) -> NDArray[np.float32]:
+    @staticmethod
+    def _prepared(part: Part, array: NDArray[Any], geometry: Geometry) -> Tensor:
+        return torch.from_numpy(prepare_image(array, geometry, part.plan.prepare).array)
+
+    def _classified(self, part: Part, prepared: Tensor, clinical: Sequence[str]) -> NDArray[np.float32]:
+        """Of a prepared image, or several stacked."""
         plan = part.plan
-        prepared = prepare_image(array, geometry, plan.prepare)
-        images = torch.from_numpy(prepared.array)[None].to(self.device)
+        images = prepared[None].to(self.device)
         if plan.network.dimensions == 2:
-            images = images[:, :, 0]
+            images = images[..., 0, :, :]
         axes = plan.infer.mirror_axes
-        found = class_probabilities(part.network, images, axes, self.precision, activation=plan.activation)
+        beside = self._numbers(plan, clinical)
+        found = class_probabilities(
+            part.network, images, axes, self.precision, activation=plan.activation, clinical=beside
+        )
         return found[0].cpu().numpy()
+
+    def _numbers(self, plan: Plan, clinical: Sequence[str]) -> Tensor | None:
+        """What a part is told, (1, v): its variables by their names among the package's."""
+        if not plan.variables:
+            return None
+        told = dict(zip((variable.name for variable in self.package.plan.variables), clinical, strict=False))
+        texts = [told.get(variable.name, "") for variable in plan.variables]
+        return torch.tensor([clinical_numbers(plan.variables, texts)], dtype=torch.float32, device=self.device)
 
     def _bands(self, part: Part, array: NDArray[Any], geometry: Geometry) -> tuple[Bands, Layout]:
         """One part's probabilities on its own grid, and where that lies."""

@@ -150,14 +150,19 @@ def class_probabilities(
     precision: Precision = "auto",
     *,
     activation: Activation = "softmax",
+    clinical: Tensor | None = None,
 ) -> Tensor:
-    """Float32 `activation` of the logits for `images` (b, c, …), the mean over all combinations of mirrored axes."""
+    """Float32 `activation` of the logits for `images` (b, c, …), the mean over all combinations of mirrored axes.
+
+    `clinical` (b, v) goes to networks that take variables beside the images.
+    """
+    beside = () if clinical is None else (clinical,)
     axes = [_AXES[a] for a in mirror_axes if images.ndim >= 5 or a != "z"]
     flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
     total: Tensor | None = None
     for flip in flips:
         with autocast(images.device, precision):
-            logits = network(images.flip(flip) if flip else images)
+            logits = network(images.flip(flip) if flip else images, *beside)
         probabilities = logits.float().sigmoid() if activation == "sigmoid" else logits.float().softmax(1)
         if flip and logits.ndim == images.ndim:
             probabilities = probabilities.flip(flip)

@@ -179,13 +179,14 @@ class ImageSampler:
     """Whole images; with `balanced`, the classes equally often.
 
     `targets` are class indices; or, of images that may show several classes, 0 and 1 for each. What shows none is then
-    a class of its own to the balance.
+    a class of its own to the balance. `clinical` (cases, v) goes along.
     """
 
     cases: Cases
     targets: Targets
     balanced: bool
     seed: int
+    clinical: NDArray[np.float32] | None = None
     _by_class: tuple[NDArray[np.int64], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -203,7 +204,8 @@ class ImageSampler:
         chosen = [self.cases.draw(rng, self._by_class[turn]) for turn in turns]
         images = stacked([np.asarray(self.cases[index].image) for index in chosen])
         targets = torch.tensor([self.targets[i] for i in chosen])
-        return Batch(torch.from_numpy(images), targets.float() if targets.ndim == 2 else targets)
+        clinical = None if self.clinical is None else torch.from_numpy(self.clinical[chosen])
+        return Batch(torch.from_numpy(images), targets.float() if targets.ndim == 2 else targets, clinical)
 
 
 def stacked(images: Sequence[NDArray[Any]]) -> NDArray[Any]:

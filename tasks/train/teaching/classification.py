@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.dataset import DatasetRow
-from models.plan import Plan
+from models.plan import Plan, clinical_numbers
 from models.recipe import Recipe
 from tasks.imaging.calibration import tempered
 from tasks.train.choosing import choose_temperature
@@ -30,11 +30,12 @@ class ImageTeaching:
 
     def sampler(self, cases: Cases, rows: Sequence[DatasetRow]) -> ImageSampler:
         """Whole images."""
-        return ImageSampler(cases, self._targets(rows), self.plan.train.class_balance, self.plan.seed)
+        balanced = self.plan.train.class_balance
+        return ImageSampler(cases, self._targets(rows), balanced, self.plan.seed, clinical_of(self.plan, rows))
 
     def validation(self, cases: Cases, rows: Sequence[DatasetRow], device: torch.device) -> ImageValidation:
         """Area under the ROC curve."""
-        return ImageValidation(cases, self._targets(rows), self.plan, device)
+        return ImageValidation(cases, self._targets(rows), self.plan, device, clinical=clinical_of(self.plan, rows))
 
     def learner(self, device: torch.device) -> Learner:
         """By the plan's `loss`."""
@@ -71,6 +72,14 @@ class ImageTeaching:
 
     def _targets(self, rows: Sequence[DatasetRow]) -> Targets:
         return tuple(row.classes for row in rows) if self.plan.several else tuple(row.target for row in rows)
+
+
+def clinical_of(plan: Plan, rows: Sequence[DatasetRow]) -> NDArray[np.float32] | None:
+    """(cases, v) What the network is told of each case beside its image; None where it takes nothing."""
+    if not plan.variables:
+        return None
+    numbers = [clinical_numbers(plan.variables, row.clinical) for row in rows]
+    return np.asarray(numbers, np.float32).reshape(len(rows), plan.network.variables)
 
 
 def _each(recipe: Recipe, scores: NDArray[np.float32], shown: NDArray[np.bool_]) -> tuple[float, ...]:
