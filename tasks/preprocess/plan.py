@@ -87,7 +87,8 @@ def make_plan(
     flips, why = _flips(recipe, classes, grid, sized)
     train, more = _train(recipe, grid, sized, cases, flips)
     weights, told = class_weights(recipe, fingerprint, classes)
-    train = train.model_copy(update={"class_weights": weights})
+    compiled = train.compile if entry_for(network).compiles else False
+    train = train.model_copy(update={"class_weights": weights, "compile": compiled})
     notes += [why, *more, *([told] if told else [])]
     infer = InferPlan(
         tile=train.patch_size,
@@ -237,6 +238,11 @@ def _network(recipe: Recipe, grid: Grid, sized: Sized, channels: int, outputs: i
             f"{plan.name} cannot do {recipe.kind}{told}", where="network.name", hint='leave network.name at "auto"'
         )
     patients.check(recipe, entry)
+    for key in ("dropout", "stochastic_depth"):
+        if getattr(recipe.network, key) and not getattr(entry, key):
+            raise RecipeError(f"{plan.name} has no {key}", where=f"network.{key}", hint="leave it out")
+    if entry.positions:
+        plan = plan.model_copy(update={"size": sized.topology.patch})
     deep = recipe.train.deep_supervision and entry.deep_supervision and len(plan.features) >= 3
     return plan.model_copy(update={"deep_supervision": deep})
 
