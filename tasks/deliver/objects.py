@@ -103,7 +103,7 @@ def _of(
     pictures: bool,
 ) -> list[Result]:
     if not package.plan.segments and package.plan.kind != "detection":
-        return [Result("sr", report(subject, None, structures=False))]
+        return [Result("sr", report(subject, None, structures=False, several=package.plan.several))]
     found = structures(subject.said, stores.volumes.open_mask(prediction.prediction))
     if found is None:
         return [Result("sr", report(subject, None, structures=True))]

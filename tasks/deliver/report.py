@@ -39,10 +39,18 @@ _PROJECTIONS: Final = frozenset({"CR", "DX", "RF", "XA", "MG", "US", "OT", "SC"}
 
 
 def report(
-    subject: Subject, segmentation: Dataset | None, *, structures: bool, boxes: Structures | None = None
+    subject: Subject,
+    segmentation: Dataset | None,
+    *,
+    structures: bool,
+    boxes: Structures | None = None,
+    several: bool = False,
 ) -> Dataset:
-    """What was found in one volume; `structures`: by segmentation or as `boxes`, else as classes of the whole image."""
-    groups = _structures(subject, segmentation, boxes) if structures else _classes(subject)
+    """What was found in one volume; `structures`: by segmentation or as `boxes`, else as classes of the whole image.
+
+    Of these one is present, or with `several` each by itself present or absent.
+    """
+    groups = _structures(subject, segmentation, boxes) if structures else _classes(subject, several=several)
     groups = groups or [_nothing(subject)]
     if not subject.familiar:
         groups.append(_unfamiliar(subject))
@@ -147,18 +155,24 @@ def _rectangles(subject: Subject, boxes: Structures, place: int) -> list[ImageRe
     return made
 
 
-def _classes(subject: Subject) -> list[Any]:
-    """A group for each class with its probability; the called one's, the first, says that it is present."""
-    if not any(said.found for said in subject.said):
+def _classes(subject: Subject, *, several: bool) -> list[Any]:
+    """A group for each class with its probability; the called ones', the first, say that they are present.
+
+    Of several that are each asked for, those that were not called are absent; what was called without being sure
+    enough is not spoken of.
+    """
+    if not several and not any(said.found for said in subject.said):
         return []
+    told = [said for said in subject.said if said.found or not (several and said.called)]
+    absent = [_presence(codes.SCT.Absent)] if several else []
     return [
         _group(
             subject,
             said,
             measurements=[_probability(said)],
-            evaluations=[_presence(codes.SCT.Present)] if said.found else [],
+            evaluations=[_presence(codes.SCT.Present)] if said.found else absent,
         )
-        for said in sorted(subject.said, key=lambda said: not said.found)
+        for said in sorted(told, key=lambda said: not said.found)
     ]
 
 

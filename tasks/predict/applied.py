@@ -28,16 +28,16 @@ def segment(
 ) -> tuple[Finding, ...]:
     """Write the mask under `key`, and measure its structures."""
     found = predictor.segment(volume.array, volume.geometry)
-    names = predictor.package.plan.classes
-    stores.volumes.write_mask(key, as_mask(found.labels, names, volume.geometry))
-    return structures(found.labels, volume.geometry, names, found.confidence)
+    plan = predictor.package.plan
+    stores.volumes.write_mask(key, as_mask(found.labels, plan.classes, volume.geometry, regions=plan.regions))
+    return structures(found.labels, volume.geometry, plan.classes, found.confidence, regions=plan.regions)
 
 
 def classify(
     stores: Stores, predictor: Predictor, volume: Volume, key: str, clinical: tuple[str, ...] = ()
 ) -> tuple[Finding, ...]:
     """A probability for each class."""
-    return classes(predictor.classify(volume.array, volume.geometry), predictor.package)
+    return classes(predictor.classify(volume.array, volume.geometry, clinical), predictor.package)
 
 
 def find(

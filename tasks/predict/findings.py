@@ -8,13 +8,13 @@ from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from models.geometry import Geometry, Triple
 from models.package import ModelPackage
-from models.volume import Mask, Segment
+from models.volume import Mask, Segment, inside
 from tasks.imaging.detection import Lesions
 from tasks.imaging.detector import believed_from
+from tasks.imaging.masks import Box, boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,22 @@ class Finding:
 
 
 def structures(
-    labels: NDArray[np.uint8], geometry: Geometry, names: Sequence[str], confidence: Sequence[float]
+    labels: NDArray[np.uint8],
+    geometry: Geometry,
+    names: Sequence[str],
+    confidence: Sequence[float],
+    *,
+    regions: bool = False,
 ) -> tuple[Finding, ...]:
-    """One finding per class of a label map (z, y, x): 0 background, i + 1 the i-th name."""
-    boxes = ndimage.find_objects(labels, max_label=len(names))
-    return tuple(
-        _structure(labels, geometry, value, name, sure, box)
-        for value, (name, sure, box) in enumerate(zip(names, confidence, boxes, strict=True), 1)
-    )
+    """One finding per class of a label map or region map (z, y, x), as `tasks.imaging.masks` describes them."""
+    found = []
+    for index, box in enumerate(boxes(labels, len(names), regions=regions)):
+        sure = float(confidence[index])
+        if box is None:
+            found.append(Finding(names[index], sure, volume_ml=0.0, voxels=0))
+        else:
+            found.append(_structure(inside(labels[box], index, regions=regions), geometry, names[index], sure, box))
+    return tuple(found)
 
 
 def lesions(found: Lesions, geometry: Geometry, names: Sequence[str]) -> tuple[Finding, ...]:
@@ -82,12 +90,20 @@ def lesion_mask(found: Lesions, geometry: Geometry, names: Sequence[str]) -> Mas
 
 
 def classes(probabilities: NDArray[np.floating[Any]], package: ModelPackage) -> tuple[Finding, ...]:
-    """One finding per class of a classified image; one of them is called."""
-    called = called_class(probabilities, package)
+    """One finding per class of a classified image; one of them is called, or of several each that is there."""
+    called = called_classes(probabilities, package)
     return tuple(
-        Finding(name, float(p), called=i == called)
+        Finding(name, float(p), called=i in called)
         for i, (name, p) in enumerate(zip(package.plan.classes, probabilities, strict=True))
     )
+
+
+def called_classes(probabilities: NDArray[np.floating[Any]], package: ModelPackage) -> frozenset[int]:
+    """The classes that are called: one, or each of several that reaches its own threshold (0.5 without one)."""
+    if not package.plan.several:
+        return frozenset({called_class(probabilities, package)})
+    thresholds = package.thresholds or (0.5,) * len(package.plan.classes)
+    return frozenset(i for i, (p, t) in enumerate(zip(probabilities, thresholds, strict=True)) if p >= t)
 
 
 def threshold_used(package: ModelPackage) -> float | None:
@@ -96,7 +112,7 @@ def threshold_used(package: ModelPackage) -> float | None:
     """
     if package.plan.kind == "detection":
         return believed_from(package)
-    two = package.plan.kind == "classification" and len(package.plan.classes) == 2
+    two = package.plan.kind == "classification" and len(package.plan.classes) == 2 and not package.plan.several
     return package.threshold if two else None
 
 
@@ -110,14 +126,16 @@ def called_class(probabilities: NDArray[np.floating[Any]], package: ModelPackage
     return index if probabilities[index] >= threshold else 1 - index
 
 
-def as_mask(labels: NDArray[np.unsignedinteger[Any]], names: Sequence[str], geometry: Geometry) -> Mask:
-    """The label map as the volume store writes it, without a copy per class."""
-    occupancy = cast("NDArray[np.uint8]", Occupancy(labels, len(names)))
+def as_mask(
+    labels: NDArray[np.unsignedinteger[Any]], names: Sequence[str], geometry: Geometry, *, regions: bool = False
+) -> Mask:
+    """The label map or region map as the volume store writes it, without a copy per class."""
+    occupancy = cast("NDArray[np.uint8]", Occupancy(labels, len(names), regions=regions))
     return Mask(occupancy, tuple(Segment(i + 1, name) for i, name in enumerate(names)), geometry, "model")
 
 
 class Occupancy:
-    """A label map seen as (class, z, y, x) uint8, 255 where the class is: made where it is looked at.
+    """A label map or region map seen as (class, z, y, x) uint8, 255 where the class is: made where it is looked at.
 
     A long scan with a hundred structures would take a hundred times its label map otherwise.
     """
@@ -125,8 +143,8 @@ class Occupancy:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, labels: NDArray[np.unsignedinteger[Any]], count: int) -> None:
-        self.labels, self.count = labels, count
+    def __init__(self, labels: NDArray[np.unsignedinteger[Any]], count: int, *, regions: bool = False) -> None:
+        self.labels, self.count, self.regions = labels, count, regions
         self.shape = (count, *labels.shape)
 
     def astype(self, dtype: Any, *, copy: bool = True) -> Occupancy | NDArray[Any]:
@@ -137,8 +155,8 @@ class Occupancy:
         part = self.labels[index[1:]]
         wanted = range(*index[0].indices(self.count))
         planes = np.empty((len(wanted), *part.shape), np.uint8)
-        for plane, value in zip(planes, wanted, strict=True):
-            np.multiply(part == value + 1, np.uint8(255), out=plane)
+        for plane, number in zip(planes, wanted, strict=True):
+            np.multiply(inside(part, number, regions=self.regions), np.uint8(255), out=plane)
         return planes
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -160,25 +178,16 @@ def _lesion(found: Lesions, index: int, geometry: Geometry, names: Sequence[str]
     )
 
 
-def _structure(
-    labels: NDArray[np.uint8],
-    geometry: Geometry,
-    value: int,
-    name: str,
-    confidence: float,
-    box: tuple[slice, slice, slice] | None,
-) -> Finding:
-    if box is None:
-        return Finding(name, float(confidence), volume_ml=0.0, voxels=0)
-    inside = labels[box] == value
-    voxels = int(np.count_nonzero(inside))
+def _structure(there: NDArray[np.bool_], geometry: Geometry, name: str, confidence: float, box: Box) -> Finding:
+    """`there` in its box."""
+    voxels = int(np.count_nonzero(there))
     middle = [
-        part.start + float(np.arange(n) @ inside.sum(axis=tuple(a for a in range(3) if a != axis))) / voxels
-        for axis, (part, n) in enumerate(zip(box, inside.shape, strict=True))
+        part.start + float(np.arange(n) @ there.sum(axis=tuple(a for a in range(3) if a != axis))) / voxels
+        for axis, (part, n) in enumerate(zip(box, there.shape, strict=True))
     ]
     return Finding(
         class_name=name,
-        confidence=float(confidence),
+        confidence=confidence,
         volume_ml=voxels * geometry.voxel_volume / 1000,
         called=True,
         voxels=voxels,

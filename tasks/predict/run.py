@@ -17,6 +17,7 @@ from models.package import ModelPackage
 from models.refs import AnalysisRef, PackageRef, StudyVersionRef, VolumeRef
 from tasks.imaging.predictor import Predictor
 from tasks.predict.applied import APPLIED
+from tasks.predict.beside import beside, clinical_of, fitting_cases, read_image
 from tasks.predict.familiarity import Check, check_image
 from tasks.predict.findings import Finding, threshold_used
 from tasks.predict.patients import BAD, PatientCase, SetAside, patient_cases, say
@@ -48,13 +49,17 @@ def analysis_key(version: str, package: str) -> str:
 
 
 def choose_volumes(stores: Stores, package: PackageRef, candidates: Sequence[VolumeRef]) -> tuple[VolumeRef, ...]:
-    """Those of `candidates` that the package's own recipe would learn from. Raises NothingToDoError without one."""
+    """Those of `candidates` that the package's own recipe would learn from. Raises NothingToDoError without one.
+
+    Where a case is made of several series, the others may have come before: the study is looked at as it is by now.
+    """
     described = read_description(stores.packages.local(package.key))
     images = described.recipe.images
-    rows = [stores.catalog.get(VolumeRow, ref.key) for ref in candidates]
-    fitting = tuple(VolumeRef.to(row.volume) for row in rows if row and images.refusal(row) is None)
+    rows = [row for ref in candidates if (row := stores.catalog.get(VolumeRow, ref.key)) is not None]
+    fitting, lacking = fitting_cases(stores, images, rows)
     if not fitting:
-        seen = ", ".join(sorted({row.modality for row in rows if row})) or "none"
+        seen = ", ".join(sorted({row.modality for row in rows})) or "none"
+        seen += f" ({', '.join(lacking)})" if lacking else ""
         raise NothingToDoError(
             f"no series fits the model: it wants {'/'.join(images.modalities)}, these are {seen}",
             where=described.recipe.name,
@@ -82,7 +87,8 @@ def predict_each(stores: Stores, package: PackageRef, volumes: Sequence[VolumeRe
     described = read_description(stores.packages.local(package.key))
     if described.plan.of == "patient":
         return _predict_patients(stores, package, patient_cases(stores, described.recipe.images, volumes))
-    keys = {ref: prediction_key(package.key, ref.key) for ref in volumes}
+    clinical = clinical_of(stores, described, volumes)
+    keys = {ref: prediction_key(package.key, ref.key, *beside(ref, clinical.get(ref.key, ()))) for ref in volumes}
     waiting = [ref for ref, key in keys.items() if not stores.catalog.get(PredictionRow, key)]
     refused: list[tuple[VolumeRef, NocturneError]] = []
     if waiting:
@@ -90,7 +96,7 @@ def predict_each(stores: Stores, package: PackageRef, volumes: Sequence[VolumeRe
         with stage("predict", len(waiting), "volumes") as running:
             for ref in waiting:
                 try:
-                    _predict(stores, described, predictor, ref, keys[ref])
+                    _predict(stores, described, predictor, ref, keys[ref], clinical.get(ref.key, ()))
                 except BAD as error:
                     refused.append((ref, error))
                     _set_aside(stores, package, ref, error)
@@ -158,14 +164,21 @@ def checks(stores: Stores, prediction: str) -> tuple[Check, ...]:
 
 
 def export(stores: Stores, prediction: str, folder: Path) -> Path:
-    """Write the prediction's mask beside others as NIfTI (uint8; 0 background, i + 1 the i-th class)."""
+    """Write the prediction's mask beside others as NIfTI (uint8; 0 background, i + 1 the i-th class).
+
+    Regions, which may overlap, lie one behind the other along a fourth axis: 0 and 1 each.
+    """
     mask = stores.volumes.open_mask(prediction).read()
-    labels = np.zeros(mask.geometry.shape, np.uint8)
-    for segment, plane in zip(mask.segments, mask.occupancy, strict=True):
-        labels[plane > 127] = segment.number
+    if _result(stores, prediction).get("regions"):
+        drawn = (mask.occupancy > 127).astype(np.uint8).transpose(3, 2, 1, 0)
+    else:
+        labels = np.zeros(mask.geometry.shape, np.uint8)
+        for segment, plane in zip(mask.segments, mask.occupancy, strict=True):
+            labels[plane > 127] = segment.number
+        drawn = labels.transpose(2, 1, 0)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{prediction}.nii.gz"
-    nib.save(nib.Nifti1Image(labels.transpose(2, 1, 0), mask.geometry.to_nifti()), path)
+    nib.save(nib.Nifti1Image(drawn, mask.geometry.to_nifti()), path)
     return path
 
 
@@ -187,19 +200,27 @@ def _analysed(stores: Stores, package: PackageRef, candidates: Sequence[VolumeRe
     return predicted.keys, f"{len(predicted.refused)} of {len(chosen)} series set aside: {told}" if told else ""
 
 
-def _predict(stores: Stores, package: ModelPackage, predictor: Predictor, ref: VolumeRef, key: str) -> None:
-    volume = stores.volumes.open(ref.key).read()
+def _predict(
+    stores: Stores,
+    package: ModelPackage,
+    predictor: Predictor,
+    ref: VolumeRef,
+    key: str,
+    clinical: tuple[str, ...],
+) -> None:
+    volume = read_image(stores, package, ref)
     compared = check_image(package, volume)
     with alone_on(predictor.device):
         if stores.catalog.get(PredictionRow, key):
             return  # another thread was first
         begun = time.monotonic()
-        found = APPLIED[package.plan.kind](stores, predictor, volume, key)
-        _keep(stores, package, ref, key, found, compared, time.monotonic() - begun)
+        found = APPLIED[package.plan.kind](stores, predictor, volume, key, clinical)
+        _keep(stores, package, ref, key, found, compared, time.monotonic() - begun, clinical)
 
 
 def _predict_patients(stores: Stores, package: PackageRef, cases: Sequence[PatientCase]) -> Predicted:
     """As `predict_each`, a patient at a time."""
+    described = read_description(stores.packages.local(package.key))
     refused: dict[VolumeRef, NocturneError] = {}
 
     def set_aside(ref: VolumeRef, error: NocturneError) -> None:
@@ -208,10 +229,11 @@ def _predict_patients(stores: Stores, package: PackageRef, cases: Sequence[Patie
 
     keys = []
     for case in cases:
-        key = prediction_key(package.key, *(ref.key for ref in case.series))
+        clinical = clinical_of(stores, described, [case.anchor]).get(case.anchor.key, ())
+        key = prediction_key(package.key, *(ref.key for ref in case.series), *beside(case.anchor, clinical))
         if not stores.catalog.get(PredictionRow, key):
             try:
-                _predict_patient(stores, package, case, key, set_aside)
+                _predict_patient(stores, package, case, key, set_aside, clinical)
             except BAD as error:
                 set_aside(case.anchor, error)
                 continue
@@ -221,13 +243,20 @@ def _predict_patients(stores: Stores, package: PackageRef, cases: Sequence[Patie
     return Predicted(tuple(keys), tuple((ref, refused[ref]) for ref in own))
 
 
-def _predict_patient(stores: Stores, ref: PackageRef, case: PatientCase, key: str, set_aside: SetAside) -> None:
+def _predict_patient(
+    stores: Stores,
+    ref: PackageRef,
+    case: PatientCase,
+    key: str,
+    set_aside: SetAside,
+    clinical: tuple[str, ...],
+) -> None:
     package, predictor = predictor_for(stores, ref)
     with stage("predict", len(case.series), "series") as running, alone_on(predictor.device):
         if not stores.catalog.get(PredictionRow, key):
             begun = time.monotonic()
-            said = say(stores, predictor, case, set_aside)
-            _keep(stores, package, said.volume, key, said.findings, said.checks, time.monotonic() - begun)
+            said = say(stores, predictor, case, set_aside, clinical)
+            _keep(stores, package, said.volume, key, said.findings, said.checks, time.monotonic() - begun, clinical)
         running.advance(len(case.series))
 
 
@@ -239,14 +268,18 @@ def _keep(
     found: Sequence[Finding],
     compared: Sequence[Check],
     seconds: float,
+    clinical: tuple[str, ...],
 ) -> None:
     result: dict[str, Any] = {
         "kind": package.plan.kind,
         "findings": [finding.to_json() for finding in found],
         "threshold": threshold_used(package),
+        "thresholds": list(package.thresholds),
+        "regions": package.plan.regions,
         "compared": bool(compared),  # with what training saw; False: the package does not tell
         "checks": [check.to_json() for check in compared],
         "familiar": all(check.passed for check in compared),
+        "clinical": dict(zip((v.name for v in package.plan.variables), clinical, strict=False)),
     }
     stores.catalog.add(
         PredictionRow(prediction=key, package=package.key, volume=ref.key, result=result, seconds=seconds)
