@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -50,6 +50,12 @@ class DeliveryRef(Ref):
 
 class VolumeRef(Ref):
     """A de-identified image in the volume store."""
+
+
+class CaseRef(VolumeRef):
+    """A volume with those beside it that are its further channels, "" where one is missing."""
+
+    channels: tuple[Key | Literal[""], ...] = ()
 
 
 class LabelRef(Ref):

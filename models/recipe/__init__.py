@@ -114,6 +114,8 @@ class Recipe(Part):
             raise ValueError("clinical and synthetic are for a classification")
         if why := misfit(self):
             raise ValueError(why)
+        if self.labels.of == "patient" and self.images.channels:
+            raise ValueError("labels.of: either a patient's series are one case, or several are its channels")
         return self
 
     @classmethod

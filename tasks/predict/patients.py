@@ -71,14 +71,16 @@ def patient_cases(stores: Stores, images: Images, volumes: Sequence[VolumeRef]) 
     return tuple(cases)
 
 
-def say(stores: Stores, predictor: Predictor, case: PatientCase, set_aside: SetAside) -> PatientFound:
+def say(
+    stores: Stores, predictor: Predictor, case: PatientCase, set_aside: SetAside, clinical: tuple[str, ...] = ()
+) -> PatientFound:
     """What the model says of the patient; series that are no good are set aside, and the others speak.
 
     Raises the first error of the study's own series where none of them is good.
     """
     reading = _Reading(stores, predictor, set_aside)
     try:
-        probabilities = predictor.classify_many(reading.images(case.series))
+        probabilities = predictor.classify_many(reading.images(case.series), clinical)
     except BAD:
         good = [ref for ref in case.series if reading.is_good(ref)]
         mine = [ref for ref in case.own if ref in good]
@@ -86,7 +88,7 @@ def say(stores: Stores, predictor: Predictor, case: PatientCase, set_aside: SetA
             raise reading.errors[case.anchor] from None
         case = PatientCase(tuple(mine), tuple(ref for ref in good if ref not in mine))
         reading.checks.clear()
-        probabilities = predictor.classify_many(reading.images(case.series))
+        probabilities = predictor.classify_many(reading.images(case.series), clinical)
     return PatientFound(case.anchor, classes(probabilities, predictor.package), tuple(reading.checks))
 
 

@@ -25,19 +25,29 @@ _FEW = 100
 
 
 def clinical_values(
-    session: Session, asked: Clinical, volumes: Sequence[VolumeRow], store: VolumeStore | None = None
+    session: Session,
+    asked: Clinical,
+    volumes: Sequence[VolumeRow],
+    store: VolumeStore | None = None,
+    *,
+    required: bool = True,
 ) -> dict[str, tuple[str, ...]]:
     """By volume, the values of the variables that are asked for, in their order; "" where one is missing.
 
     A table's value of the study goes before one of the patient. With `store`, headers of volumes that were taken in
     before headers were kept are looked up once. Raises RecipeError where no such table was imported, or where several
-    were and none is named.
+    were and none is named; unless it is `required`, all values are missing then.
     """
     if not asked.variables:
         return {}
     if asked.source == "DICOM":
         return {row.volume: _header_values(asked, row, store) for row in volumes}
-    name = _table(session, asked)
+    try:
+        name = _table(session, asked)
+    except RecipeError:
+        if required:
+            raise
+        return {row.volume: ("",) * len(asked.variables) for row in volumes}
     known = _known(session, name, volumes)
     return {row.volume: _table_values(asked, row, known) for row in volumes}
 

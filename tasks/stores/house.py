@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tasks.stores.prepared import PreparedStore
     from tasks.stores.registry import Registry
     from tasks.stores.spool import Spool
+    from tasks.stores.transforms import TransformStore
     from tasks.stores.vault import Vault
     from tasks.stores.volumes import VolumeStore
 
@@ -103,6 +104,13 @@ class Stores:
         from tasks.stores.prepared import PreparedStore
 
         return PreparedStore(Path(self.locations.prepared))
+
+    @cached_property
+    def transforms(self) -> TransformStore:
+        """What registration found out."""
+        from tasks.stores.transforms import TransformStore
+
+        return TransformStore(Path(self.locations.prepared))
 
     @cached_property
     def datasets(self) -> DatasetStore:

@@ -16,6 +16,8 @@ from models.dataset import Dataset, DatasetRow
 from models.evaluation import Comparison, Evaluation, Picture
 from models.package import ModelPackage
 from models.recipe import Kind
+from models.volume import Volume
+from tasks.imaging.compose import read_case
 from tasks.imaging.predictor import Predictor
 from tasks.progress import Stage
 from tasks.stores.house import Stores
@@ -54,6 +56,11 @@ class Compare(Protocol):
     ) -> Comparison:
         """Challenger minus champion."""
         ...
+
+
+def image_of(stores: Stores, package: ModelPackage, row: DatasetRow) -> Volume:
+    """A case's image with all its channels."""
+    return read_case(stores.volumes, row.volume, row.channels, package.recipe.images.registration, stores.transforms)
 
 
 JUDGES: Final[Mapping[Kind, str]] = {

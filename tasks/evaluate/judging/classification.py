@@ -15,7 +15,7 @@ from models.package import ModelPackage
 from models.schemas import CASE_METRICS_CLASSIFICATION, check
 from tasks.evaluate.classification import evaluate_classification
 from tasks.evaluate.comparison import compare_classification
-from tasks.evaluate.judging import Judged
+from tasks.evaluate.judging import Judged, image_of
 from tasks.imaging.predictor import Predictor
 from tasks.progress import Stage
 from tasks.stores.house import Stores
@@ -62,11 +62,12 @@ def _cases(package: ModelPackage, rows: Sequence[DatasetRow]) -> list[list[Datas
 
 
 def _said(stores: Stores, predictor: Predictor, series: Sequence[DatasetRow]) -> NDArray[np.float32]:
-    volumes = (stores.volumes.open(row.volume).read() for row in series)
+    package, clinical = predictor.package, series[0].clinical
+    volumes = (image_of(stores, package, row) for row in series)
     images = ((volume.array, volume.geometry) for volume in volumes)
-    return (
-        predictor.classify_many(images) if predictor.package.plan.of == "patient" else predictor.classify(*next(images))
-    )
+    if package.plan.of == "patient":
+        return predictor.classify_many(images, clinical)
+    return predictor.classify(*next(images), clinical)
 
 
 def compare(

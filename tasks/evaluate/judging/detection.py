@@ -13,7 +13,7 @@ from models.package import ModelPackage
 from models.schemas import CASE_METRICS_DETECTION, check
 from tasks.evaluate.comparison import compare_detection
 from tasks.evaluate.detection import DetectionSample, evaluate_detection
-from tasks.evaluate.judging import Judged
+from tasks.evaluate.judging import Judged, image_of
 from tasks.imaging.detection import component_lesions, least_voxels
 from tasks.imaging.detector import believed_from, detect
 from tasks.imaging.masks import label_map
@@ -35,7 +35,7 @@ def judge(
 
     def samples() -> Iterator[DetectionSample]:
         for row in rows:
-            volume = stores.volumes.open(row.volume).read()
+            volume = image_of(stores, package, row)
             labels = label_map(stores.volumes.open_mask(row.label).read(), classes, package.recipe.labels.fraction)
             truth = component_lesions(labels, len(dataset.classes), least=least_voxels(rule, volume.geometry))
             found = detect(predictor, volume.array, volume.geometry)

@@ -12,7 +12,7 @@ from models.evaluation import Comparison, Evaluation, SegmentationCase
 from models.package import ModelPackage
 from models.schemas import CASE_METRICS_SEGMENTATION, check
 from tasks.evaluate.comparison import compare_segmentation
-from tasks.evaluate.judging import Judged
+from tasks.evaluate.judging import Judged, image_of
 from tasks.evaluate.segmentation import SegmentationSample, evaluate_segmentation
 from tasks.imaging.masks import map_of
 from tasks.imaging.predictor import Predictor
@@ -34,7 +34,7 @@ def judge(
 
     def samples() -> Iterator[SegmentationSample]:
         for row in rows:
-            volume = stores.volumes.open(row.volume).read()
+            volume = image_of(stores, package, row)
             truth = map_of(stores.volumes.open_mask(row.label).read(), classes, asked.fraction, regions=regions)
             found = predictor.segment(volume.array, volume.geometry)
             image = volume.array if volume.channels > 1 else volume.array[np.newaxis]
