@@ -14,11 +14,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows.environment import open_stores
+from models.dataset import DatasetRow
 from models.errors import IntegrityError, NocturneError, NotFoundError
 from models.settings import Settings
 from tasks.stores.house import Stores
 from tasks.stores.places import Place
-from tasks.stores.tables import EvaluationRow, LabelRow, PackageRow, PredictionRow, VolumeRow
+from tasks.stores.tables import DatasetRecord, EvaluationRow, LabelRow, PackageRow, PredictionRow, VolumeRow
 
 _LEAST_FREE_GB = 10
 _BROKEN = {"fastapi": ((0, 139), (0, 151)), "sqlalchemy": ((2, 0), (2, 1)), "torch": ((2, 6), (99, 0))}
@@ -138,6 +139,7 @@ def _stored(stores: Stores, *, repair: bool) -> Iterator[Check]:
     images = {row.volume for row in catalog.find(VolumeRow)}
     masks = {row.label for row in catalog.find(LabelRow, LabelRow.source != "CSV")}
     found = {row.prediction for row in catalog.find(PredictionRow)}
+    made = {row.volume for ref in catalog.find(DatasetRecord) for row in _rows(stores, ref.dataset) if row.synthetic}
     packages = {row.package for row in catalog.find(PackageRow)}
     evaluations = {row.evaluation for row in catalog.find(EvaluationRow)}
     if repair:
@@ -145,12 +147,16 @@ def _stored(stores: Stores, *, repair: bool) -> Iterator[Check]:
         yield _damaged("masks", masks | found, stores.volumes.place, lambda key: stores.volumes.open_mask(key).read())
     volumes, everything = stores.volumes.place, images | masks
     advice = "ingest their studies again: what is there is left alone"
-    yield _complete("volumes", volumes, everything, everything | found, advice, repair=repair)
+    yield _complete("volumes", volumes, everything, everything | found | made, advice, repair=repair)
     place, advice = stores.packages.place, "restore the folder from a backup, or run `nocturne retrain` again"
     yield _complete("packages", place, packages, packages, advice, repair=repair)
     # Reports lie beside evaluations and are made again when they are asked for.
     advice = "run `nocturne evaluate` again"
     yield _complete("evaluations", stores.evaluations.place, evaluations, None, advice, repair=repair)
+
+
+def _rows(stores: Stores, dataset: str) -> tuple[DatasetRow, ...]:
+    return stores.datasets.read(dataset).rows if stores.datasets.place.exists(dataset) else ()
 
 
 def _damaged(name: str, keys: Iterable[str], place: Place, read: Callable[[str], object]) -> Check:

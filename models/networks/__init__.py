@@ -149,6 +149,15 @@ NETWORKS: dict[str, Entry] = {
         "one-stage detector: boxes from a feature pyramid, with focal loss",
         measured=False,
     ),
+    "gan": Entry(
+        "models.networks.adversarial:build_gan",
+        frozenset({"synthesis"}),
+        frozenset({2, 3}),
+        "generator and discriminator that know the classes",
+        dropout=False,
+        positions=True,
+        measured=False,
+    ),
     "resnet": Entry(
         "models.networks.resnet:build_resnet",
         frozenset({"classification"}),
