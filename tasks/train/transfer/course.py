@@ -100,7 +100,7 @@ def chart(plan: Plan, origin: Origin | None) -> Course:
     train = _shortened(plan.train)
     notes = [f"started from {origin.told}: {found.told}", f"carried weights learn at {start.rate:g} of the rate"]
     if train != plan.train:
-        notes.append(f"the budget is {_budget(train)} of {_budget(plan.train)}")
+        notes.append(f"the budget is {_budget(train)} in place of {_budget(plan.train)}")
     return Course(plan.model_copy(update={"train": train}), found, origin.key, tuple(notes))
 
 
