@@ -40,12 +40,16 @@ CLASSIFIER_BASES = (64, 48, 32, 24, 16, 8)
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What there is to spend. `seconds` is None where epochs alone bound the training."""
+    """What there is to spend. `seconds` is None where epochs alone bound the training.
+
+    `together`: how many images one case may consist of, which are in memory at once.
+    """
 
     device: Device
     memory_gb: float
     seconds: float | None
     cores: int
+    together: int = 1
 
     @classmethod
     def of(cls, recipe: Recipe, memory_gb: float, device: Device, cores: int | None) -> Budget:
@@ -62,10 +66,12 @@ class Budget:
         return self.seconds * speed / flops
 
     def elements(self, dimensions: int, parameters: int = 0) -> float:
-        """Feature-map elements that fit into memory at once, beside `parameters` that nnU-Net does not reckon with."""
+        """Feature-map elements of one image that fit into memory at once, beside `parameters` that nnU-Net does not
+        reckon with.
+        """
         per_gb = REFERENCE_ELEMENTS[dimensions] * REFERENCE_BATCH[dimensions] / REFERENCE_GB
         left = self.memory_gb - parameters * BYTES_PER_PARAMETER / 1e9
-        return max(0.0, left) * per_gb / (CPU_ELEMENT_COST if self.device == "cpu" else 1.0)
+        return max(0.0, left) * per_gb / (CPU_ELEMENT_COST if self.device == "cpu" else 1.0) / self.together
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from models.dataset import DatasetRow
@@ -26,7 +27,19 @@ def shared(budget: Budget, series: Sequence[int]) -> Budget:
     if not series:
         return budget
     seconds = None if budget.seconds is None else budget.seconds * len(series) / sum(series)
-    return replace(budget, memory_gb=budget.memory_gb / max(series), seconds=seconds)
+    return replace(budget, together=max(series), seconds=seconds)
+
+
+@contextmanager
+def sharing(series: Sequence[int]) -> Iterator[None]:
+    """A RecipeError about memory says that it is shared."""
+    try:
+        yield
+    except RecipeError as error:
+        if not series:
+            raise
+        what = f"{error.what} (a patient's {max(series)} series are in memory together)"
+        raise RecipeError(what, where=error.where, hint=error.hint, reason=error.reason) from None
 
 
 def told(series: Sequence[int]) -> list[str]:

@@ -75,7 +75,8 @@ def make_plan(
             )
         size, why = choose_size(recipe, fingerprint, grid, kind)
         notes.append(why)
-        sized = size_classification(recipe, grid, budget, size=size, cases=cases, channels=channels)
+        with patients.sharing(series):
+            sized = size_classification(recipe, grid, budget, size=size, cases=cases, channels=channels)
     else:
         size, volume = None, median_shape(fingerprint, grid.spacing)
         sized = size_segmentation(recipe, grid, budget, cases=cases, channels=channels, outputs=outputs, volume=volume)
