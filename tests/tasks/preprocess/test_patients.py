@@ -54,7 +54,7 @@ def test_an_epoch_is_every_patient_once() -> None:
 
 def test_memory_holds_the_patient_with_the_most_series() -> None:
     crowd, alone = (1,) * 39 + (16,), (1,) * 40
-    few, many = (plan(s, memory_gb=0.1, network={"features": [16, 32]}).train.batch_size for s in (crowd, alone))
+    few, many = (plan(s, memory_gb=0.3, network={"features": [16, 32]}).train.batch_size for s in (crowd, alone))
     assert 1 <= few < many
 
 
