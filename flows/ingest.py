@@ -69,7 +69,7 @@ def ingest(batch: BatchRef, images: Images | tuple[Images, ...] | None = None) -
 
 def _rules(images: tuple[Images, ...]) -> door.IngestRules:
     """What is accepted: by the installation's rule, and by those of the recipes that the images are for."""
-    asked = [modality for meant in images for modality in meant.allow_without_burned_in]
+    asked = [m for meant in images for part in (meant, *meant.channels) for m in part.allow_without_burned_in]
     return door.IngestRules(
         allow_without_burned_in=frozenset((*Settings.load().allow_without_burned_in, *asked)),
         colour=any(meant.colour for meant in images),

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from models.errors import PackageError
 from models.package import ModelPackage
-from models.plan import CaseFacts, ChannelLevels, Fingerprint, Normalisation
+from models.plan import CaseFacts, ChannelLevels, Fingerprint, Normalisation, Plan
 from models.volume import Volume
-from tasks.imaging.facts import channel_levels, orientation, slice_plane
+from tasks.imaging.facts import NOTHING, channel_levels, orientation, slice_plane
 
 SPACING_SLACK = 1.25
 """Factor beyond the range of spacings."""
@@ -84,7 +84,7 @@ def check_image(package: ModelPackage, volume: Volume) -> tuple[Check, ...]:
     return (
         *_kinds(package, seen, volume),
         *_sizes(seen.cases, volume),
-        *_intensities(seen.cases, package.plan.prepare.normalisation, volume),
+        *_intensities(seen.cases, package.plan, volume),
     )
 
 
@@ -117,22 +117,33 @@ def _by_factor(name: str, value: float, values: Sequence[float], slack: float) -
     return Check(name, value, low, high, low / slack <= value <= high * slack, "mm")
 
 
-def _intensities(cases: Sequence[CaseFacts], how: Sequence[Normalisation], volume: Volume) -> Iterator[Check]:
+def _intensities(cases: Sequence[CaseFacts], plan: Plan, volume: Volume) -> Iterator[Check]:
     found = channel_levels(volume.array)
     usable = [case.levels for case in cases if len(case.levels) == len(found)]
+    # Series that are channels of one image have units of their own.
+    unit = "" if plan.channels else _UNITS.get(volume.unit, "")
     for channel, here in enumerate(found if usable else ()):
-        low, high = _visible(how, channel)
+        low, high = _visible(plan.prepare.normalisation, channel)
         known = [levels[channel] for levels in usable]
+        if channel:
+            # A further channel may be missing, here or there: then there is nothing to compare.
+            known = [levels for levels in known if levels != NOTHING]
+            if not known or here == NOTHING:
+                continue
         contrast = float(np.median([_clipped(k, low, high, "p95") - _clipped(k, low, high, "p05") for k in known]))
         for name, key in _PERCENTILES.items():
             values = [_clipped(k, low, high, key) for k in known]
             yield _by_reach(
-                f"{name} of channel {channel + 1}" if len(found) > 1 else f"{name} of intensities",
+                f"{name} of {_named(plan, channel)}" if len(found) > 1 else f"{name} of intensities",
                 _clipped(here, low, high, key),
                 values,
                 RANGE_SLACK * (max(values) - min(values)) + CONTRAST_SLACK * contrast,
-                _UNITS.get(volume.unit, ""),
+                unit,
             )
+
+
+def _named(plan: Plan, channel: int) -> str:
+    return plan.channels[channel] if channel < len(plan.channels) else f"channel {channel + 1}"
 
 
 def _by_reach(name: str, value: float, values: Sequence[float], reach: float, unit: str) -> Check:
