@@ -74,6 +74,9 @@ def labels_import(
     name: Annotated[str, typer.Option(help="CSV of classes: the label set, as the recipe's labels.name says.")] = "",
     column: Annotated[str, typer.Option(help="CSV: the column with the class, or with the file of a mask.")] = "label",
     masks: Annotated[bool, typer.Option("--masks", help="CSV: the column names NIfTI label maps.")] = False,
+    several: Annotated[
+        bool, typer.Option("--several", help="CSV: an image shows all classes of its rows (or writes them a|b).")
+    ] = False,
     series: Annotated[str, typer.Option(help="NIfTI: the SeriesInstanceUID of its image.")] = "",
     names: Annotated[str, typer.Option(help="NIfTI: what the values mean, as 1=anterior,2=posterior.")] = "",
 ) -> None:
@@ -101,7 +104,14 @@ def labels_import(
             path, catalog=catalog, volumes=volumes, pseudonymizer=pseudonyms, names=values, column=column
         )
     else:
-        report = import_csv(path, name=name or path.stem, catalog=catalog, pseudonymizer=pseudonyms, column=column)
+        report = import_csv(
+            path,
+            name=name or path.stem,
+            catalog=catalog,
+            pseudonymizer=pseudonyms,
+            column=column,
+            several=several,
+        )
     out.print(str(report))
     if report.refused:
         table("Refused", ("line", "reason", "what"), [(r.line, r.reason, r.what) for r in report.refused])

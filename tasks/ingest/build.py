@@ -15,7 +15,7 @@ from models.pseudonyms import Pseudonymizer
 from models.recipe import LabelClass, Labels, Recipe
 from models.refs import DatasetRef
 from models.volume import Segment
-from tasks.ingest.cases import Case, Exclusion, class_of, join, known_to, seen_classes, select
+from tasks.ingest.cases import Case, Exclusion, class_of, join, known_to, says, seen_classes, select
 from tasks.ingest.patients import whole_patients
 from tasks.ingest.splits import place, strata
 from tasks.stores.catalog import Catalog
@@ -61,8 +61,9 @@ def build_dataset(
         patients = strata(cases, classification=not recipe.learns_masks)
         sides = place(catalog, session, patients, recipe.split, pseudonymizer)
         classes = seen_classes(recipe.labels, [c for c in cases if sides[c.volume.patient] == "train"])
-        cases, unseen = _within(cases, classes)
-        exclusions += unseen
+        if not recipe.labels.several:
+            cases, unseen = _within(cases, classes)
+            exclusions += unseen
         clinical = clinical_values(session, recipe.clinical, [case.volume for case in cases], volumes)
         rows = tuple(_row(case, sides[case.volume.patient], classes, recipe) for case in cases)
         rows = tuple(replace(row, clinical=clinical.get(row.volume, ())) for row in rows)
@@ -128,8 +129,8 @@ def _within(cases: Sequence[Case], classes: Sequence[LabelClass]) -> tuple[list[
 
 def _row(case: Case, split: SplitName, classes: Sequence[LabelClass], recipe: Recipe) -> DatasetRow:
     volume = case.volume
-    target = -1
-    if not recipe.learns_masks:
+    target, several = -1, recipe.labels.several
+    if not recipe.learns_masks and not several:
         found = class_of(Segment(0, case.label.value or ""), classes)
         target = -1 if found is None else found
     return DatasetRow(
@@ -141,6 +142,7 @@ def _row(case: Case, split: SplitName, classes: Sequence[LabelClass], recipe: Re
         split=split,
         target=target,
         channels=case.channels,
+        classes=tuple(int(says(case.label, wanted)) for wanted in classes) if several else (),
         modality=volume.modality,
         manufacturer=volume.manufacturer,
         model_name=volume.model_name,

@@ -78,6 +78,8 @@ def _torn(found: Sequence[Case]) -> bool:
 
 def _shown(labels: Labels, row: LabelRow) -> frozenset[str] | None:
     """What a label shows, or None where the recipe means nothing in it. Empty: looked for, and not there."""
+    if labels.several:
+        return frozenset(wanted.name for wanted in labels.classes or classes_named(labels, [row]) if says(row, wanted))
     told = structures(row)
     if not labels.classes:
         return frozenset(segment.name for segment, there in told if there) if told else None
@@ -93,6 +95,23 @@ def structures(row: LabelRow) -> list[tuple[Segment, bool]]:
     if row.source == "CSV":
         return [(Segment(0, row.value or ""), True)]
     return [(Segment(s["number"], s["name"], s["code"]), s["voxels"] > 0) for s in row.segments]
+
+
+def words(row: LabelRow) -> list[Segment]:
+    """What the value of a table says of an image that may show several classes: `effusion|nodule`."""
+    return [Segment(0, word.strip()) for word in (row.value or "").split("|") if word.strip()]
+
+
+def says(row: LabelRow, wanted: LabelClass) -> bool:
+    """Whether one of a value's words means the class. What is not said is not there."""
+    return any(belongs(word, wanted) for word in words(row))
+
+
+def classes_named(labels: Labels, rows: Iterable[LabelRow]) -> tuple[LabelClass, ...]:
+    """Every word of these values as a class, but for those that say that there is none."""
+    none = LabelClass(name="none", match=labels.none)
+    named = (word for row in rows for word in words(row) if not belongs(word, none))
+    return _by_spelling(named, by_number=True)
 
 
 def class_of(segment: Segment, classes: Sequence[LabelClass]) -> int | None:
@@ -143,13 +162,20 @@ def seen_classes(labels: Labels, cases: Sequence[Case]) -> tuple[LabelClass, ...
     """The recipe's classes, or what these cases show: by the structures' numbers or the values, then by name."""
     if labels.classes:
         return labels.classes
-    seen = [segment for case in cases for segment, there in structures(case.label) if there]
-    # Spellings that differ in case alone are one class, as they are for patterns.
+    if labels.several:
+        return classes_named(labels, (case.label for case in cases))
+    seen = (segment for case in cases for segment, there in structures(case.label) if there)
+    return _by_spelling(seen, by_number=labels.source == "CSV")
+
+
+def _by_spelling(segments: Iterable[Segment], *, by_number: bool) -> tuple[LabelClass, ...]:
+    """A class for each name. Spellings that differ in case alone are one, as they are for patterns."""
+    seen = list(segments)
     spelling: dict[str, str] = {}
     for name in sorted({segment.name for segment in seen}):
         spelling.setdefault(name.casefold(), name)
     seen = [Segment(segment.number, spelling[segment.name.casefold()]) for segment in seen]
-    if labels.source == "CSV":
+    if by_number:
         ranked = sorted(spelling.values(), key=_by_number)
         seen = [Segment(rank, value) for rank, value in enumerate(ranked)]
     return classes_from_segments([seen])

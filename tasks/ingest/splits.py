@@ -40,7 +40,9 @@ def strata(cases: Sequence[Case], *, classification: bool) -> dict[str, str]:
         shown[patient] = shown.get(patient, frozenset()) | case.shows
     if classification:
         patients = Counter(name for names in shown.values() for name in names)
-        return {patient: min(names, key=lambda n: (patients[n], n)) for patient, names in shown.items()}
+        return {
+            patient: min(names, key=lambda n: (patients[n], n), default="nothing") for patient, names in shown.items()
+        }
     source = cases[0].label.source if cases else ""
     joined = {patient: f"{source}: {' + '.join(sorted(names)) or 'nothing'}" for patient, names in shown.items()}
     size = Counter(joined.values())

@@ -30,6 +30,7 @@ from tasks.stores.volumes import VolumeStore
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _LONGEST_UID = 64
+_AND = "|"  # between the classes of one value
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +116,22 @@ class Known:
 
 
 def import_csv(
-    path: Path, *, name: str, catalog: Catalog, pseudonymizer: Pseudonymizer, column: str = "label"
+    path: Path,
+    *,
+    name: str,
+    catalog: Catalog,
+    pseudonymizer: Pseudonymizer,
+    column: str = "label",
+    several: bool = False,
 ) -> ImportReport:
     """Class labels as label set `name`: PatientID, optionally StudyInstanceUID and SeriesInstanceUID, and `column`.
 
-    Raises SchemaError for a table that is not one, for values that are too long and for subjects with two values;
-    then nothing is imported. A later import corrects an earlier one.
+    Raises SchemaError for a table that is not one, for values that are too long and for subjects with two values
+    (unless `several`: they are then shown together); then nothing is imported. A later import corrects an earlier one.
     """
     known = Known.of(catalog)
     rows, refused = read_table(path, column, known, pseudonymizer)
-    values = _values(rows, name)
+    values = _values(rows, name, several=several)
     current = {_subject(label): label for label in _label_set(catalog, name)}
     fresh: list[LabelRow] = []
     touched: list[str] = []
@@ -270,17 +277,18 @@ def uid_of(text: str, known: Mapping[str, str], pseudonymizer: Pseudonymizer) ->
 # -- classes -----------------------------------------------------------------------------------------------------
 
 
-def _values(rows: Sequence[TableRow], name: str) -> dict[Subject, str]:
-    """One value for each subject. Raises SchemaError."""
-    frame = pd.DataFrame(
-        {"patient": [row.subject.patient for row in rows], "value": [row.text for row in rows]}, dtype="object"
-    )
+def _values(rows: Sequence[TableRow], name: str, *, several: bool) -> dict[Subject, str]:
+    """One value for each subject; of `several`, all of its words in alphabetical order. Raises SchemaError."""
+    said = [(row.subject.patient, word.strip()) for row in rows for word in row.text.split(_AND)]
+    frame = pd.DataFrame({"patient": [p for p, _ in said], "value": [word for _, word in said]}, dtype="object")
     if rows:
         schemas.check(frame.astype({"patient": "str", "value": "str"}), schemas.LABELS, where=name)
     values: dict[Subject, str] = {}
     conflicts: dict[str, None] = {}
     for row in rows:
-        if values.setdefault(row.subject, row.text) != row.text:
+        if several:
+            values[row.subject] = _joined(values.get(row.subject, ""), row.text)
+        elif values.setdefault(row.subject, row.text) != row.text:
             conflicts[row.subject.patient] = None
     if conflicts:
         told = ", ".join(list(conflicts)[:5]) + (", …" if len(conflicts) > 5 else "")
@@ -288,9 +296,14 @@ def _values(rows: Sequence[TableRow], name: str) -> dict[Subject, str]:
             f"labels: {len(conflicts)} patient(s) have two values for one series, study or patient: {told}",
             where=name,
             reason="conflicting-labels",
-            hint="correct these rows and run it again",
+            hint="correct these rows, or say --several where an image may show several classes",
         )
     return values
+
+
+def _joined(*values: str) -> str:
+    words = {word.strip() for value in values for word in value.split(_AND)} - {""}
+    return _AND.join(sorted(words, key=lambda word: (word.casefold(), word)))
 
 
 def _label_set(catalog: Catalog, name: str) -> Sequence[LabelRow]:
