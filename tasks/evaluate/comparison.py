@@ -60,6 +60,7 @@ def compare_classification(
     champion_key: str,
     challenger_key: str,
     positive: str | None = None,
+    several: bool = False,
     bootstrap: int = SAMPLES,
     seed: int = 0,
 ) -> Comparison:
@@ -75,11 +76,11 @@ def compare_classification(
     pairs = champion.merge(challenger, on=["patient", "case", "class_name"], suffixes=("_old", "_new"))
     if pairs.empty:
         raise NothingToDoError("champion and challenger were not judged on a single common case")
-    focus = names if len(names) > 2 else [positive or names[-1]]
+    focus = names if len(names) > 2 or several else [positive or names[-1]]
     wide = pairs.pivot(index=["patient", "case"], columns="class_name")
     patients = wide.index.get_level_values("patient").to_list()
     metrics = ("auc", "average_precision", "accuracy", "brier")
-    statistic = _difference(_figures(wide, "old", focus), _figures(wide, "new", focus))
+    statistic = _difference(*(_figures(wide, side, focus, several) for side in ("old", "new")))
     drawn = intervals.bootstrap(statistic, patients, samples=bootstrap, seed=seed)
     return Comparison(
         kind="classification",
@@ -136,7 +137,7 @@ def compare_detection(
     )
 
 
-def _figures(wide: pd.DataFrame, side: str, focus: Sequence[str]) -> Statistic:
+def _figures(wide: pd.DataFrame, side: str, focus: Sequence[str], several: bool) -> Statistic:
     """AUC and average precision (mean over `focus`), accuracy and Brier score of one side."""
 
     def column(name: str, class_name: str) -> Floats:
@@ -150,8 +151,8 @@ def _figures(wide: pd.DataFrame, side: str, focus: Sequence[str]) -> Statistic:
     real, called, squares = (
         np.asarray(wide[f"{part}_{side}"], dtype=float) for part in ("truth", "predicted", "brier")
     )
-    right = (real * called).sum(axis=1)
-    brier = squares.mean(axis=1) if squares.shape[1] == 2 else squares.sum(axis=1)
+    right = (real == called).all(axis=1)
+    brier = squares.mean(axis=1) if squares.shape[1] == 2 or several else squares.sum(axis=1)
     means = intervals.weighted_mean(np.stack([right, brier], axis=1))
 
     def statistic(weights: Floats) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from models.dataset import SPLITS, Dataset
 from models.evaluation import Comparison, Evaluation, Interval
+from models.plan import Drift
 from models.recipe import Kind
 
 _MINUS, _DASH = "\u2212", "\u2013"
@@ -245,6 +246,22 @@ def _nearest_copies(cases: pd.DataFrame, count: int) -> Table:
     return Table("Made images nearest to a training image", columns, rows)
 
 
+def drift(measures: Sequence[Drift]) -> Table:
+    """How far the training cases have moved from those that the champion's plan was made for."""
+    columns = (
+        Column("Measure"),
+        Column("Distance", "number"),
+        Column("Limit", "number"),
+        Column("Verdict"),
+        Column("Training cases"),
+    )
+    rows = (
+        (m.measure, f"{m.value:.2f}", f"{m.threshold:.2f}", "drifted" if m.drifted else "as before", m.told)
+        for m in sorted(measures, key=lambda m: -m.value / m.threshold)
+    )
+    return Table("Drift from what the champion's plan was made for", columns, tuple(rows))
+
+
 def facts(caption: str, rows: Iterable[tuple[str, str]], *, code: bool = False) -> Table:
     """Two columns: what, and its value; `code` sets the values in a fixed pitch."""
     return Table(caption, (Column("What"), Column("Value", "code" if code else "text")), tuple(rows), True)
@@ -288,9 +305,10 @@ def _worst_detections(cases: pd.DataFrame, threshold: float, count: int) -> Tabl
 
 
 def _worst_classifications(cases: pd.DataFrame, count: int) -> Table:
-    called = cases.loc[cases["predicted"], ["patient", "case", "class_name"]]
+    called = cases[cases["predicted"]].groupby(["patient", "case"])["class_name"].agg(", ".join).reset_index()
     real = cases[cases["truth"]].sort_values("probability", kind="stable").head(count)
-    both = real.merge(called, on=["patient", "case"], suffixes=("", "_called"))
+    both = real.merge(called, how="left", on=["patient", "case"], suffixes=("", "_called"))
+    both["class_name_called"] = both["class_name_called"].fillna("none")
     texts = (both[name].astype(str) for name in ("patient", "case", "class_name", "class_name_called"))
     rows = tuple((*names, f"{p:.3f}") for *names, p in zip(*texts, both["probability"], strict=True))
     heads = map(Column, ("Truth", "Called"))

@@ -67,7 +67,7 @@ def make_plan(
     if recipe.train.folds > 1:
         notes.append(f"{recipe.train.folds} folds by patient: a network each")
     if not recipe.learns_masks:
-        if recipe.kind == "classification" and len(classes) < 2 and not recipe.labels.several:
+        if recipe.kind == "classification" and len(classes) < 2 - recipe.labels.several:
             raise RecipeError(
                 f"a classification needs two classes, not {len(classes)}",
                 where="labels.classes",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from models.dataset import SPLITS, Dataset
+from models.dataset import SPLITS, Dataset, DatasetRow
 from models.evaluation import Comparison, Evaluation, Interval
 from models.package import ModelPackage
 from models.plan import Plan
@@ -83,7 +83,9 @@ def _output(plan: Plan) -> str:
         return f"lesions as {'masks' if plan.segments else 'boxes'} with a confidence each"
     if plan.kind == "synthesis":
         return "new images of a class"
-    return "voxel masks" if plan.kind == "segmentation" else "a probability for each class"
+    if plan.kind == "segmentation":
+        return "voxel masks of regions that may overlap" if plan.regions else "voxel masks"
+    return "a probability for each class" + (", of which an image may show several or none" if plan.several else "")
 
 
 def _training_data(dataset: Dataset) -> list[str]:
@@ -98,9 +100,15 @@ def _training_data(dataset: Dataset) -> list[str]:
     if made := sum(row.synthetic for row in dataset.rows):
         lines.append(f"- made images, counted above as patients of their own: {made}, in training alone")
     if dataset.kind == "classification":
-        lines.append(f"- class: {_tally(dataset.classes[row.target] for row in dataset.rows)}")
+        lines.append(f"- class: {_tally(name for row in dataset.rows for name in _classes_of(dataset, row))}")
     spacings = [_span([row.spacing[axis] for row in dataset.rows]) for axis in range(3)]
     return [*lines, f"- spacing (z, y, x): {' × '.join(spacings)} mm"]
+
+
+def _classes_of(dataset: Dataset, row: DatasetRow) -> Sequence[str]:
+    if row.target >= 0:
+        return (dataset.classes[row.target],)
+    return [name for name, there in zip(dataset.classes, row.classes, strict=True) if there] or ("none",)
 
 
 def _training(package: ModelPackage) -> list[str]:
@@ -139,6 +147,9 @@ def _performance(evaluation: Evaluation, comparison: Comparison | None) -> list[
         lines += ["", f"Surface Dice tolerates {evaluation.surface_tolerance_mm:g} mm."]
     if evaluation.kind == "detection" and evaluation.threshold is not None:
         lines += ["", f"A lesion is reported from a confidence of {evaluation.threshold:.4f} on."]
+    elif evaluation.thresholds:
+        told = zip(evaluation.class_names, evaluation.thresholds, strict=True)
+        lines += ["", f"Called from a probability of {', '.join(f'{t:.4f} ({_cell(name)})' for name, t in told)} on."]
     elif evaluation.threshold is not None:
         lines += ["", f"Called {evaluation.positive} from a probability of {evaluation.threshold:.4f} on."]
     if comparison is not None:
@@ -167,6 +178,8 @@ def _limits(package: ModelPackage, evaluation: Evaluation, dataset: Dataset) -> 
         lines.append("- Lesions of other kinds than the classes above are not looked for, whatever the image shows.")
     elif package.plan.kind == "segmentation":
         lines.append("- Structures other than the classes above are not looked for, whatever the image shows.")
+    elif package.plan.several:
+        lines.append("- What none of the classes above means is not looked for, whatever the image shows.")
     else:
         lines.append("- An image that belongs to none of the classes above is nevertheless given one.")
     lines += [

@@ -81,4 +81,5 @@ def compare(
         champion_key=champion.package,
         challenger_key=challenger.package,
         positive=challenger.positive,
+        several=bool(challenger.thresholds),
     )
