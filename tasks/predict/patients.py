@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from models.recipe import Images
 from models.refs import VolumeRef
 from tasks.imaging.predictor import Predictor
 from tasks.imaging.prepare import prepare_image
+from tasks.predict.beside import fitting_cases, read_image
 from tasks.predict.familiarity import Check, check_image
 from tasks.predict.findings import Finding, classes
 from tasks.stores.house import Stores
@@ -55,20 +56,21 @@ class PatientFound:
 
 def patient_cases(stores: Stores, images: Images, volumes: Sequence[VolumeRef]) -> tuple[PatientCase, ...]:
     """One case for each study among `volumes`, with what the catalog holds of the patient by now."""
-    rows = [row for ref in volumes if (row := stores.catalog.get(VolumeRow, ref.key)) is not None]
-    studies: dict[tuple[str, str], list[VolumeRow]] = {}
-    for row in rows:
-        studies.setdefault((row.patient, row.study), []).append(row)
-    cases = []
-    for (patient, _), own in studies.items():
-        known = [r for r in stores.catalog.find(VolumeRow, VolumeRow.patient == patient) if images.refusal(r) is None]
-        mine = {row.volume for row in own}
-        # A series that was received again is not another opinion.
-        others = sorted(row.volume for row in current(known, mine) if row.volume not in mine)
-        cases.append(
-            PatientCase(tuple(VolumeRef.to(row.volume) for row in own), tuple(VolumeRef.to(key) for key in others))
-        )
-    return tuple(cases)
+    studies: dict[tuple[str, str], list[VolumeRef]] = {}
+    for ref in volumes:
+        if (row := stores.catalog.get(VolumeRow, ref.key)) is not None:
+            studies.setdefault((row.patient, row.study), []).append(ref)
+    return tuple(
+        PatientCase(tuple(own), _others(stores, images, patient, {ref.key for ref in own}))
+        for (patient, _), own in studies.items()
+    )
+
+
+def _others(stores: Stores, images: Images, patient: str, own: Collection[str]) -> tuple[VolumeRef, ...]:
+    """What else of the patient is meant, by key; a series that was received again is not another opinion."""
+    known = current(stores.catalog.find(VolumeRow, VolumeRow.patient == patient), own)
+    fitting, _ = fitting_cases(stores, images, known)
+    return tuple(sorted((ref for ref in fitting if ref.key not in own), key=lambda ref: ref.key))
 
 
 def say(
@@ -103,14 +105,14 @@ class _Reading:
     def images(self, series: Sequence[VolumeRef]) -> Iterator[tuple[NDArray[np.generic], Geometry]]:
         """One after the other, compared with what training saw."""
         for ref in series:
-            volume = self.stores.volumes.open(ref.key).read()
+            volume = read_image(self.stores, self.predictor.package, ref)
             self.checks += check_image(self.predictor.package, volume)
             yield volume.array, volume.geometry
 
     def is_good(self, ref: VolumeRef) -> bool:
         """Whether a volume can be prepared; else it is set aside."""
         try:
-            volume = self.stores.volumes.open(ref.key).read()
+            volume = read_image(self.stores, self.predictor.package, ref)
             prepare_image(volume.array, volume.geometry, self.predictor.package.plan.prepare)
         except BAD as error:
             self.errors[ref] = error
