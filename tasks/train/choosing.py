@@ -16,25 +16,29 @@ from tasks.train.validate import LEAST_TO_CHOOSE, class_means, dice, labels_of
 
 VOXELS_OF_A_CASE = 2000
 """Voxels of one case that the temperature is chosen by."""
+VOXELS_THAT_TELL = 20
+"""Of one case: its voxels err together, and so tell far less than as many images would."""
 _AROUND = 3  # voxels round the foreground that are looked at too: the rest is background and certain of it
 
 
 def choose_temperature(
     recipe: Recipe, probabilities: NDArray[Any], targets: NDArray[Any], cases: int
 ) -> tuple[float, tuple[str, ...]]:
-    """The temperature for (n, classes) of `cases` cases, and a note of what it does; 1 where there are too few.
+    """The temperature for (n, classes) of `cases` cases, and a note of what it does.
 
-    `targets` as `best_temperature` takes them.
+    1 where there are too few, and where the calibration error would not fall. `targets` as `best_temperature` takes
+    them.
     """
     if not recipe.infer.calibrate:
         return 1.0, ()
     if cases < LEAST_TO_CHOOSE or not len(targets):
         return 1.0, (f"not calibrated: {cases} cases to choose a temperature by, at least {LEAST_TO_CHOOSE} needed",)
-    temperature = best_temperature(probabilities, targets, cases)
+    temperature = best_temperature(probabilities, targets, min(len(targets), VOXELS_THAT_TELL * cases))
     before = _error(probabilities, targets)
     after = _error(tempered(probabilities, temperature, axis=1, independent=targets.ndim == 2), targets)
     told = f"temperature {temperature:g}: expected calibration error {before:.3f} → {after:.3f} on {cases} cases"
-    return temperature, (told,)
+    # The likeliest temperature makes for less surprise on the whole, which need not be an honest confidence.
+    return (temperature, (told,)) if after < before else (1.0, (f"not calibrated: {told}",))
 
 
 def _error(probabilities: NDArray[Any], targets: NDArray[Any]) -> float:
