@@ -83,6 +83,13 @@ def check_partner(recipe: Recipe, plan: Plan, other: ModelPackage) -> None:
                 where=_WHERE,
                 hint=f"leave {name} out, or give both recipes the same classes, in the same order, and images",
             )
+    told = {variable.name for variable in plan.variables}
+    if unknown := [variable.name for variable in other.plan.variables if variable.name not in told]:
+        raise RecipeError(
+            f"{name} is told {', '.join(unknown)} beside the image, which this recipe does not know",
+            where=_WHERE,
+            hint="add them to clinical.variables here, or leave them out there",
+        )
     if recipe.name in {member.recipe for member in other.members}:
         raise RecipeError(
             f"the champion of {name} holds a model of {recipe.name} itself",
@@ -179,7 +186,6 @@ def _question(plan: Plan) -> dict[str, object]:
         "activations": plan.activation,
         "cases": plan.of,
         "channels": plan.channels or plan.prepare.channels,
-        "variables": tuple(variable.name for variable in plan.variables),
     }
 
 

@@ -11,7 +11,7 @@ from models.errors import RecipeError
 from models.geometry import Geometry
 from models.hashing import content_key
 from models.package import ModelPackage
-from models.plan import Fingerprint
+from models.plan import Fingerprint, VariablePlan
 from models.recipe import Recipe
 from models.refs import PackageRef, PlanRef
 from tasks.imaging.predictor import Predictor
@@ -175,6 +175,7 @@ class TestRefusals:
             (of("b", pictures()), "kinds"),
             (of("b", channels=("PET", "CT")), "channels of b are PET, CT"),
             (of("b", regions=True), "activations"),
+            (of("b", variables=(VariablePlan(name="age", kind="number"),)), "b is told age"),
         ],
     )
     def test_another_question(self, other: World, says: str) -> None:
