@@ -190,13 +190,24 @@ def confusion(matrix: ConfusionMatrix) -> Picture:
     return _svg(figure, "confusion", "Confusion matrix", f"{right} of {int(counts.sum())} cases called rightly")
 
 
-def learning_curve(history: Sequence[tuple[int, float, float]], metric: str) -> Picture:
-    """Training loss and validation `metric` over (step, loss, metric) rows; the best validation is marked."""
+def learning_curve(
+    history: Sequence[tuple[int, float, float]], metric: str, champion: Sequence[tuple[int, float, float]] = ()
+) -> Picture:
+    """Training loss and validation `metric` over (step, loss, metric) rows; the best validation is marked.
+
+    The curves of the `champion`, where they are known, are dashed.
+    """
     steps, losses, values = np.asarray(history, dtype=float).reshape(-1, 3).T
     figure = _figure(6.4, 4.4)
     above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(steps, losses, color=_SERIES[0], linewidth=1.8, marker="o", markersize=3)
+    if len(champion):
+        then, cost, score = np.asarray(champion, dtype=float).reshape(-1, 3).T
+        above.plot(then, cost, color=_MUTED, linewidth=1.4, linestyle="--", label="champion")
+        below.plot(then, score, color=_MUTED, linewidth=1.4, linestyle="--")
+    above.plot(steps, losses, color=_SERIES[0], linewidth=1.8, marker="o", markersize=3, label="this model")
     _label(above, "", "Training loss")
+    if len(champion):
+        above.legend(loc="upper right", facecolor=_PANEL, edgecolor=_GRID, labelcolor=_INK, fontsize=9)
     below.plot(steps, values, color=_SERIES[1], linewidth=1.8, marker="o", markersize=3)
     told = "no validation"
     if np.isfinite(values).any():
@@ -205,7 +216,8 @@ def learning_curve(history: Sequence[tuple[int, float, float]], metric: str) -> 
         below.plot(steps[best], values[best], marker="o", markersize=9, fillstyle="none", color=_INK, linestyle="")
         below.text(0.99, 0.07, told, ha="right", transform=below.transAxes, color=_INK)
     _label(below, "Step", f"Validation {metric}")
-    return _svg(figure, "learning-curve", "Training", f"Training loss and validation {metric} by step: {told}")
+    beside = "; the champion's are dashed" if len(champion) else ""
+    return _svg(figure, "learning-curve", "Training", f"Training loss and validation {metric} by step: {told}{beside}")
 
 
 def froc(curves: Sequence[Curve], scores: dict[str, float], point: tuple[float, float]) -> Picture:

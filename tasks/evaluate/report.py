@@ -62,12 +62,13 @@ class ReportData:
 
     `cases` is the per-case table of the evaluation. `without` compares with the same recipe without made images.
     `notes` are remarks for the summary, `provenance` further (what, value) rows for the last section. Pictures appear
-    in the order given; the learning curve is drawn from the package's history.
+    in the order given; the learning curve is drawn from the package's history, with the `champion`'s beside it.
     """
 
     evaluation: Evaluation
     created_at: datetime
     package: ModelPackage | None = None
+    champion: ModelPackage | None = None
     dataset: Dataset | None = None
     decision: Decision | None = None
     comparison: Comparison | None = None
@@ -159,6 +160,8 @@ def _data_tables(data: ReportData) -> Iterator[Table]:
         columns = (Column("What"), Column("Reason", "code"), Column("Count", "number"), Column("Meaning"))
         rows = tuple((e.subject, e.reason, str(e.count), e.meaning) for e in data.exclusions)
         yield Table("Set aside", columns, rows)
+    if data.package and data.package.plan.drift:
+        yield tables.drift(data.package.plan.drift)
 
 
 def _how_tables(package: ModelPackage) -> Iterator[Table]:
@@ -198,7 +201,8 @@ def _learning_curve(data: ReportData) -> Iterator[Picture]:
         # A segmentation whose components are lesions was judged as a segmentation while it learnt.
         by_voxels = data.evaluation.kind == "detection" and data.package.plan.segments
         metric: Metric = tables.metric_of("dice" if by_voxels else data.evaluation.primary)
-        yield pictures.learning_curve(data.package.training.history, metric.label)
+        before = data.champion.training.history if data.champion else ()
+        yield pictures.learning_curve(data.package.training.history, metric.label, before)
 
 
 def _provenance(data: ReportData) -> Iterator[tuple[str, str]]:
@@ -213,6 +217,8 @@ def _provenance(data: ReportData) -> Iterator[tuple[str, str]]:
         yield "weights (SHA-256)", data.package.weights_sha256
         yield "code", data.package.environment.code
         yield "seed", str(data.package.plan.seed)
+        if data.package.started_from:
+            yield "started from", data.package.started_from
     yield from data.provenance
 
 

@@ -38,6 +38,7 @@ def write(
         evaluation=evaluation,
         created_at=row.created_at if row else datetime.now(UTC),
         package=package,
+        champion=_described(stores, champion) if champion and champion != ref else None,
         dataset=stores.datasets.read(evaluation.dataset),
         decision=Decision(registered.action, "; ".join(registered.reasons)),
         comparison=compare(stores, champion, ref) if champion and champion != ref else None,
@@ -49,6 +50,11 @@ def write(
         provenance=(("registered as", f"{registered.name} version {registered.version}"),),
     )
     return stores.evaluations.write_report(key, render(data))
+
+
+def _described(stores: Stores, evaluation: EvaluationRef) -> ModelPackage:
+    """The package that was judged."""
+    return read_description(stores.packages.local(stores.evaluations.read(evaluation.key).package))
 
 
 def _set_aside(stores: Stores) -> tuple[Exclusion, ...]:

@@ -98,3 +98,11 @@ def test_best_validation_is_told() -> None:
     told = _texts(pictures.learning_curve([(10, 0.9, 0.1), (20, 0.5, 0.6), (30, 0.4, 0.3)], "Dice"))
     assert "best 0.600 at step 20" in told
     assert "Validation Dice" in told
+
+
+def test_the_champions_curve_lies_beside_the_models() -> None:
+    alone = pictures.learning_curve([(10, 0.9, 0.1), (20, 0.5, 0.6)], "Dice")
+    both = pictures.learning_curve([(10, 0.9, 0.1), (20, 0.5, 0.6)], "Dice", [(10, 1.2, 0.0), (60, 0.5, 0.6)])
+    assert "champion" in _texts(both)
+    assert "champion" not in _texts(alone)
+    assert "dashed" in both.alt

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from models.dataset import Dataset, DatasetRow
 from models.evaluation import Picture
 from models.geometry import Geometry
 from models.package import Environment, ModelPackage, TrainingRecord
-from models.plan import InferPlan, NetworkPlan, Normalisation, Plan, PreparePlan, TrainPlan
+from models.plan import Drift, InferPlan, NetworkPlan, Normalisation, Plan, PreparePlan, TrainPlan
 from models.recipe import Recipe
 from tasks.evaluate import tables
 from tasks.evaluate.classification import evaluate_classification
@@ -185,3 +186,19 @@ def test_worst_case_comes_first_and_numbers_have_real_minus_signs() -> None:
     assert [row[1] for row in tables.worst(data.cases, "segmentation", 2).rows] == ["c3", "c2"]
     metric = tables.METRICS["volume_error_ml"]
     assert (metric.format(-1.234), metric.format(0.5, sign=True), metric.format(-0.0001)) == ("−1.23", "+0.50", "0.00")
+
+
+def test_the_page_says_how_far_the_data_drifted_and_where_the_weights_came_from() -> None:
+    data = _segmentation()
+    assert data.package is not None
+    moved = Drift(measure="spacing z", how="factor", value=1.6, threshold=1.1, told="median 1 mm then, 1.6 mm now")
+    same = Drift(measure="manufacturers", how="psi", value=0.01, threshold=0.25, told="A 100% then, A 100% now")
+    plan = data.package.plan.model_copy(update={"drift": (same, moved)})
+    package = data.package.model_copy(update={"plan": plan, "started_from": "feedface"})
+    page = render(dataclasses.replace(data, package=package, champion=data.package))
+    assert page.index("median 1 mm then, 1.6 mm now") < page.index("A 100% then")
+    assert "drifted" in page
+    assert "feedface" in page
+    assert "are dashed" in page
+    assert "are dashed" not in render(data)
+    assert "Drift from what" not in render(data)
