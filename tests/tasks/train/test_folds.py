@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -177,14 +178,18 @@ def test_a_kill_in_the_second_fold_leaves_the_first_alone_and_the_end_is_the_sam
     assert not (tmp_path / "killed" / "checkpoints").exists()
 
 
-def test_processes_side_by_side_end_with_the_same_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_ends_with_the_same_network(tmp_path: Path) -> None:
     world = balls(train=5, validation=2, folds=2, epochs=1)
-    one_by_one = trained(world, tmp_path / "one")
-    monkeypatch.setattr(running, "places", lambda wanted: 2)
+    shares = shared_out(world.plan, *rows(world))
+    apart, here = (
+        learning.Job(shares[1], world.store, world.keys, tmp_path / place, "k") for place in ("apart", "here")
+    )
+    learn_abreast([apart], 1, Termination())
     events: list[TrainEvent] = []
-    abreast = trained(world, tmp_path / "abreast", on_event=events.append)
-    assert abreast.weights_sha256 == one_by_one.weights_sha256
-    assert not events  # the processes did it all: here it was only read
+    other = learning.learn(apart, Termination(), events.append).network.state_dict()
+    assert not events  # the process did it all: here it was only read
+    own = learning.learn(here, Termination()).network.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in other.items())
 
 
 def test_what_a_process_cannot_do_is_tried_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,8 +203,9 @@ def test_what_a_process_cannot_do_is_tried_where_it_is_told(tmp_path: Path, monk
 
 def test_processes_stop_with_the_one_that_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = balls(train=5, validation=2, folds=3, epochs=100_000)
+    nothing = dataclasses.replace(world.store, cases={})  # it never comes to open one
     jobs = [
-        learning.Job(share, world.store, world.keys, tmp_path / share.name, "k")
+        learning.Job(share, nothing, world.keys, tmp_path / share.name, "k")
         for share in shared_out(world.plan, *rows(world))
     ]
     cancel = threading.Event()
