@@ -29,7 +29,7 @@ DEPTH = 2
 """Units of each head (four in the paper, for far larger images)."""
 _WIDEST = 128
 _MOST_LEVELS = 4
-_SIZE_LIMIT = math.log(16)
+_SIZE_LIMIT = math.log(8)
 
 
 def build_retinanet(plan: NetworkPlan) -> nn.Module:
@@ -128,5 +128,6 @@ def decoded(deltas: Tensor, places: Tensor) -> Tensor:
     """Boxes (…, 2d) as lowest and highest corner, voxels; from offsets and sizes (…, 2d) at anchors (…, 2d)."""
     d = places.shape[-1] // 2
     middle = places[..., :d] + deltas[..., :d] * places[..., d:]
-    half = places[..., d:] * deltas[..., d:].clamp(-_SIZE_LIMIT, _SIZE_LIMIT).exp() / 2
+    # Bounded smoothly: beyond a hard limit a size would never learn to come back.
+    half = places[..., d:] * (_SIZE_LIMIT * (deltas[..., d:] / _SIZE_LIMIT).tanh()).exp() / 2
     return torch.cat((middle - half, middle + half), dim=-1)
