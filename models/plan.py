@@ -285,6 +285,7 @@ class Plan(_Part):
         return [
             ("kind", self.kind),
             ("classes", ", ".join(self.classes)),
+            *([("a case", "all series of a patient")] if self.of == "patient" else []),
             ("network", f"{n.name} {n.dimensions}-D, features {'-'.join(map(str, n.features))}"),
             ("spacing (z, y, x) mm", " × ".join(f"{s:.3g}" for s in p.spacing) if p.spacing else "as it is"),
             ("size", " × ".join(map(str, p.size)) if p.size else "as it is"),

@@ -13,10 +13,11 @@ import torch
 from models.dataset import Dataset, DatasetRow
 from models.errors import LabelError
 from models.plan import NetworkPlan
-from models.recipe import Recipe
+from models.recipe import Augment, Recipe
 from tasks.imaging.predictor import Predictor
 from tasks.stores.packages import read_package
-from tasks.train.patches import Cases
+from tasks.train.learner import Learner
+from tasks.train.patches import Batch, Cases
 from tasks.train.run import train
 from tasks.train.teaching import teaching_for
 from tasks.train.teaching.patients import PatientTeaching, by_patient
@@ -144,3 +145,25 @@ def test_learns_what_one_series_of_several_shows(tmp_path: Path) -> None:
         np.testing.assert_allclose(said, predictor.classify_many(reversed(images)), atol=1e-5)
         right += (said[1] >= package.threshold) == bool(number % 2)
     assert right >= 17
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_step_changes_each_series_by_itself_and_leaves_what_is_missing(dimensions: int) -> None:
+    world = patients(augment=Augment(rotation=1, scaling=1, elastic=1, noise=1, blur=1, gamma=1), flip_axes=("x",))
+    network = world.plan.network.model_copy(update={"dimensions": dimensions})
+    plan = world.plan.model_copy(update={"network": network})
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 1, 1, 4, 9, 8)).astype(np.float32))
+    images = images.repeat(1, 3, 1, 1, 1, 1)
+    images[1, 2] = torch.nan
+    seen: list[torch.Tensor] = []
+    learner = Learner(plan, torch.device("cpu"))
+    learner.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    batch = Batch(images, torch.tensor([0, 1]))
+    learner.settle(batch)
+    assert learner.step(batch, 0.1) is not None
+    given = seen[-1]
+    assert given.shape == ((2, 3, 1, 4, 9, 8) if dimensions == 3 else (2, 3, 1, 9, 8))
+    assert given[1, 2].isnan().all()
+    assert not given[0].isnan().any()
+    assert not given[1, :2].isnan().any()
+    assert not torch.allclose(given[0, 0], given[0, 1])
