@@ -38,7 +38,7 @@ def keep_largest_regions(regions: NDArray[np.uint8], bits: Iterable[int]) -> NDA
     for bit in set(bits):
         value = np.uint8(1 << bit)
         mask = (regions & value) > 0
-        for part in ndimage.find_objects(mask):
+        for part in ndimage.find_objects(mask.view(np.uint8)):
             kept[part][_smaller(mask[part])] &= ~value
     return kept
 

@@ -60,7 +60,8 @@ def boxes(labels: Map, classes: int, *, regions: bool) -> list[Box | None]:
     if not regions:
         found: list[Box | None] = ndimage.find_objects(labels, max_label=classes)
         return found
-    return [_only(ndimage.find_objects(inside(labels, index, regions=True))) for index in range(classes)]
+    alone = (inside(labels, index, regions=True).view(np.uint8) for index in range(classes))
+    return [ndimage.find_objects(there, max_label=1)[0] for there in alone]
 
 
 def sizes(labels: Map, classes: int, *, regions: bool) -> list[int]:
@@ -70,10 +71,6 @@ def sizes(labels: Map, classes: int, *, regions: bool) -> list[int]:
         return [int(n) for n in counts[1 : classes + 1]]
     values = np.arange(len(counts))
     return [int(counts[(values >> index & 1) > 0].sum()) for index in range(classes)]
-
-
-def _only(found: list[Box | None]) -> Box | None:
-    return found[0] if found else None
 
 
 def _found(mask: Mask, classes: Sequence[LabelClass], fraction: float) -> Iterator[tuple[int, NDArray[np.bool_]]]:

@@ -5,7 +5,7 @@ import SimpleITK as sitk  # noqa: N813
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.imaging.components import components, keep_largest
+from tasks.imaging.components import components, keep_largest, keep_largest_regions
 from tasks.imaging.crop import box_shape, crop_to, nonzero_box, whole_box
 
 
@@ -42,3 +42,14 @@ def test_box_holds_every_voxel_of_any_channel() -> None:
     assert crop_to(image, box).shape == (2, *box_shape(box))
     assert nonzero_box(image, margin=3) == ((0, 6), (0, 7), (1, 8))
     assert nonzero_box(np.zeros((3, 4, 5))) == whole_box((3, 4, 5))
+
+
+def test_each_region_keeps_its_own_largest_component() -> None:
+    regions = np.zeros((1, 3, 12), np.uint8)
+    regions[0, 1, 0:5] |= 1
+    regions[0, 1, 7:9] |= 1
+    regions[0, 1, 3:8] |= 2
+    regions[0, 1, 10] |= 2
+    assert keep_largest_regions(regions, [0])[0, 1].tolist() == [1, 1, 1, 3, 3, 2, 2, 2, 0, 0, 2, 0]
+    assert keep_largest_regions(regions, [0, 1])[0, 1].tolist() == [1, 1, 1, 3, 3, 2, 2, 2, 0, 0, 0, 0]
+    assert np.array_equal(keep_largest_regions(regions, [5]), regions)

@@ -13,7 +13,7 @@ from models.geometry import Geometry
 from models.plan import Normalisation, PreparePlan
 from tasks.imaging.prepare import lay_out, prepare_image, prepare_mask
 from tasks.imaging.resample import resample_to_grid
-from tasks.imaging.restore import Restorer, likeliest
+from tasks.imaging.restore import EachAlone, Restorer, likeliest
 
 GRID = Geometry.from_spacing((24, 60, 50), (2.5, 0.9, 0.9), (12.0, -7.0, 300.0), "1.2.3")
 
@@ -102,3 +102,11 @@ def test_a_real_hippocampus_survives_the_round_trip(shared_data: Path) -> None:
     for value in (1, 2):
         a, b = restorer.labels == value, labels == value
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.97
+
+
+def test_each_class_alone_is_decided_by_its_own_probability() -> None:
+    decision = EachAlone()
+    first = np.array([0.5, 0.9, 0.1, 0.7], np.float32).reshape(1, 1, 4)
+    second = np.array([0.2, 0.6, 0.9, 0.4], np.float32).reshape(1, 1, 4)
+    assert decision.take(iter([first, second])).ravel().tolist() == [1, 3, 2, 1]
+    assert decision.confidence(3) == pytest.approx((0.7, 0.75, 0.0))
