@@ -112,6 +112,8 @@ class Recipe(Part):
             raise ValueError("labels.several and labels.of are for a classification")
         if self.kind != "classification" and (self.clinical.variables or self.synthetic):
             raise ValueError("clinical and synthetic are for a classification")
+        if self.kind == "synthesis" and self.start.source != "scratch":
+            raise ValueError("start.source: a synthesis learns from scratch alone")
         if why := misfit(self):
             raise ValueError(why)
         if self.labels.of == "patient" and self.images.channels:

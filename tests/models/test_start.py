@@ -43,3 +43,10 @@ def test_a_plan_may_be_kept_across_another_start_but_not_across_another_budget()
 )
 def test_a_recipe_says_whether_it_builds_on_what_serves(more: str, follows: bool) -> None:
     assert _with(more).follows is follows
+
+
+def test_a_synthesis_starts_from_scratch() -> None:
+    with pytest.raises(RecipeError, match="from scratch alone"):
+        Recipe.parse(
+            'name = "made"\nkind = "synthesis"\nimages.modality = "CR"\nlabels.source = "CSV"\nstart.source = "champion"'
+        )

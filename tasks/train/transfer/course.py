@@ -83,8 +83,6 @@ def chart(plan: Plan, origin: Origin | None) -> Course:
     start = plan.train.start
     if start.source == "scratch":
         return Course(plan)
-    if plan.kind == "synthesis":
-        raise RecipeError("a synthesis learns from scratch alone", where="start.source", hint='write "scratch"')
     if origin is None:
         return Course(plan, notes=("there is no champion yet: from scratch",))
     try:
@@ -106,8 +104,12 @@ def chart(plan: Plan, origin: Origin | None) -> Course:
 
 def shapes(network: NetworkPlan) -> dict[str, Tensor]:
     """The state of a network without its numbers."""
-    with torch.device("meta"):
-        return dict(build(network).state_dict())
+    try:
+        with torch.device("meta"):
+            return dict(build(network).state_dict())
+    except RuntimeError:  # a builder that looks at its own numbers needs some
+        with torch.random.fork_rng(devices=[]):
+            return dict(build(network).state_dict())
 
 
 def replayed(rows: Sequence[DatasetRow], known: frozenset[CaseKey], replay: float) -> list[float] | None:
