@@ -46,6 +46,8 @@ def misfit(recipe: Recipe) -> str | None:
         return f"train.class_weights and train.label_smoothing: {_described(recipe)} brings a loss without them"
     if recipe.kind != "classification" and (train.mixup or train.cutmix):
         return "train.mixup and train.cutmix are for a classification: leave them at 0"
+    if recipe.labels.of == "patient" and (train.mixup or train.cutmix):
+        return "train.mixup and train.cutmix blend single images, not a patient's series: leave them at 0"
     if train.label_smoothing and (loss in _OVERLAP or loss == "focal"):
         return f"train.label_smoothing: {loss} has no such share; leave it at 0 or choose loss = {fitting[0]}"
     if train.class_weights and loss == "tversky":
