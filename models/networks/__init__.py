@@ -7,7 +7,7 @@ Adding a network is writing a builder and adding one entry. A builder takes a `N
 - for classification it returns logits (b, out_channels);
 - a batch may be one image, of less than the total stride too, in training as in evaluation; every parameter gets a
   gradient, in bfloat16 as well; evaluation is deterministic; the same seed gives the same weights;
-- the state holds no tensor twice, so that safetensors can keep it;
+- the state holds no tensor twice, so that safetensors can keep it; under `torch.device("meta")` it has shapes alone;
 - where the entry says `sets`, it also takes the images of several series as one case, (b, n, c, …), NaN in every voxel
   of a series that is not there.
 

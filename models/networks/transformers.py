@@ -6,15 +6,17 @@ Position embeddings are made for the plan's size and interpolated to others. MON
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from monai.networks.blocks.patchembedding import PatchEmbeddingBlock
 from monai.networks.nets.swin_unetr import SwinUNETR
 from monai.networks.nets.unetr import UNETR
 from monai.networks.nets.vit import ViT
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from models.errors import RecipeError
 from models.networks.blocks import INTERPOLATION, Padded, StochasticDepth, depth_rates, in_dimensions, pad, uncast
@@ -63,16 +65,33 @@ def build_unetr(plan: NetworkPlan) -> nn.Module:
 
 def build_swin_unetr(plan: NetworkPlan) -> nn.Module:
     """Widths double: the plan's first one, a multiple of 12, says how wide it is (Hatamizadeh et al. 2022)."""
-    network = SwinUNETR(
-        in_channels=plan.in_channels,
-        out_channels=plan.out_channels,
-        feature_size=plan.features[0],
-        num_heads=SWIN_HEADS,
-        drop_rate=plan.dropout,
-        dropout_path_rate=plan.stochastic_depth,
-        spatial_dims=plan.dimensions,
-    )
+    with _Reckoned():
+        network = SwinUNETR(
+            in_channels=plan.in_channels,
+            out_channels=plan.out_channels,
+            feature_size=plan.features[0],
+            num_heads=SWIN_HEADS,
+            drop_rate=plan.dropout,
+            dropout_path_rate=plan.stochastic_depth,
+            spatial_dims=plan.dimensions,
+        )
     return Padded(network, [(2,) * plan.dimensions] * (SWIN_LEVELS - 1))
+
+
+class _Reckoned(TorchFunctionMode):
+    """MONAI reckons rates by `linspace`, which must have values where the weights have shapes alone (device meta)."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.linspace:
+            given["device"] = "cpu"
+        return func(*args, **given)
 
 
 def _heads(width: int) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.networks import NETWORKS, build
@@ -21,7 +20,6 @@ KEPT_PER_ELEMENT = 2.0
 FLOPS_PER_ELEMENT = 300.0
 """Norms and activations multiply little and move much; of a plain U-Net's time they are a tenth."""
 _REAL_EDGE = {2: 64, 3: 32}
-_MADE = frozenset({torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn})
 
 
 @dataclass
@@ -48,9 +46,8 @@ def tried(plan: NetworkPlan, patch: IntTriple) -> Cost:
     """What one patch (z, y, x) costs. Networks whose course depends on the values are tried on a small real one."""
     with torch.random.fork_rng(devices=[]):
         try:
-            with _Shapes():
-                network = build(plan)
-            return _tried(network.to("meta"), plan, patch)
+            with torch.device("meta"):
+                return _tried(build(plan), plan, patch)
         except (RuntimeError, NotImplementedError):
             edge = _REAL_EDGE[plan.dimensions]
             z, y, x = (min(n, edge) for n in patch)
@@ -81,19 +78,3 @@ def _tried(network: nn.Module, plan: NetworkPlan, patch: IntTriple) -> Cost:
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-class _Shapes(TorchFunctionMode):
-    """Weights without values: nothing is drawn, nothing takes memory."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given = dict(kwargs or {})
-        if func in _MADE and given.get("device") is None:
-            given["device"] = "meta"
-        return func(*args, **given)

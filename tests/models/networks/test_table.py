@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,60 +11,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from models.errors import RecipeError
-from models.networks import NETWORKS, Entry, build
+from models.networks import NETWORKS, build
 from models.plan import NetworkPlan
+from tests.models.networks.variants import SIZES, Variant, planar, variants
 
-SIZES = {2: (32, 24), 3: (16, 16, 24)}
 ODD = {2: (29, 19), 3: (5, 17, 11)}
 TINY = {2: (3, 2), 3: (1, 2, 3)}
 DEPTH = {"stochastic_depth": 0.9}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """An entry in one of its dimensions."""
-
-    name: str
-    dimensions: int
-
-    @property
-    def segments(self) -> bool:
-        return "segmentation" in NETWORKS[self.name].kinds
-
-    @property
-    def entry(self) -> Entry:
-        return NETWORKS[self.name]
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """As many levels as it needs, far narrower."""
-        own, step = self.entry.own_widths, self.entry.width_multiple
-        return tuple(-(-max(4, w // 16) // step) * step for w in own) or (4, 8, 8, 12)[: 4 if self.segments else 3]
-
-    def plan(self, **changes: object) -> NetworkPlan:
-        values = {
-            "name": self.name,
-            "dimensions": self.dimensions,
-            "in_channels": 2,
-            "out_channels": 3,
-            "features": self.widths,
-            "size": (1, *SIZES[2]) if self.dimensions == 2 else SIZES[3],
-        }
-        return NetworkPlan.model_validate(values | changes)
-
-    def images(self, sizes: dict[int, tuple[int, ...]], batch: int = 2) -> Tensor:
-        return torch.randn(batch, 2, *sizes[self.dimensions], generator=torch.Generator().manual_seed(0))
-
-
-def variants() -> list[Variant]:
-    """Of networks that give logits; those that give boxes have a contract of their own (`test_boxes`)."""
-    ours = {name: entry for name, entry in NETWORKS.items() if entry.kinds & {"segmentation", "classification"}}
-    return [Variant(name, d) for name, entry in ours.items() for d in sorted(entry.dimensions)]
-
-
-def planar(variants: list[Variant]) -> list[Variant]:
-    """In two dimensions where the network has them: for what does not depend on the dimensions."""
-    return [v for v in variants if v.dimensions == min(v.entry.dimensions)]
 
 
 each = pytest.mark.parametrize("variant", variants(), ids=lambda v: f"{v.name}-{v.dimensions}d")
@@ -150,6 +102,48 @@ def test_honours_anisotropic_strides_and_kernels(variant: Variant) -> None:
     thin = {2: (16, 24), 3: (3, 16, 24)}
     logits = build(plan)(variant.images(thin))
     assert logits.shape[2:] == (thin[variant.dimensions] if variant.segments else ())
+
+
+def one_a_module(variants: list[Variant]) -> list[Variant]:
+    """Tracing takes seconds, and networks of one module are composed alike."""
+    return list({v.entry.builder.split(":")[0]: v for v in reversed(variants) if v.entry.compiles}.values())
+
+
+@pytest.mark.parametrize("variant", one_a_module(planar(variants())), ids=lambda v: v.name)
+def test_traced_for_compiling_it_computes_the_same(variant: Variant) -> None:
+    """What `torch.compile` may stumble over is the tracing; making code of the trace takes minutes."""
+    torch.manual_seed(0)
+    network = build(variant.plan()).eval()
+    images = variant.images(SIZES)
+    torch.compiler.reset()
+    with torch.no_grad():
+        traced = torch.compile(network, backend="eager")(images)
+        assert torch.allclose(traced, network(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_it_learns_the_same(backend: str) -> None:
+    torch.manual_seed(0)
+    network = build(Variant("cnn", 2).plan())
+    images = Variant("cnn", 2).images(SIZES)
+    torch.compiler.reset()
+    gradients = []
+    for forward in (network, torch.compile(network, backend=backend)):
+        network.zero_grad()
+        forward(images).square().mean().backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(list(network.parameters()))
+    for plain, compiled in zip(*gradients, strict=True):
+        assert torch.allclose(plain, compiled, rtol=1e-3, atol=1e-5)
+
+
+@each_once
+def test_its_shapes_are_known_without_its_weights(variant: Variant) -> None:
+    with torch.device("meta"):
+        shapes = build(variant.plan()).state_dict()
+    assert all(tensor.is_meta for tensor in shapes.values())
+    state = build(variant.plan()).state_dict()
+    assert {k: (t.shape, t.dtype) for k, t in state.items()} == {k: (t.shape, t.dtype) for k, t in shapes.items()}
 
 
 @each_once
