@@ -41,11 +41,9 @@ def shared_out(
     folds = plan.train.folds
     if folds == 1:
         return (Share("", plan, tuple(learnt), tuple(judged)),)
-    if not (plan.segments or plan.kind == "classification"):
+    if plan.kind == "synthesis":
         raise RecipeError(
-            f"folds of a {plan.kind} cannot be applied together",
-            where="train.folds",
-            hint='write folds = 1, or detection.method = "components"',
+            "folds of a synthesis cannot be applied together", where="train.folds", hint="write folds = 1"
         )
     everybody = [*learnt, *judged]
     drawn = draw_folds({row.patient for row in everybody if not row.synthetic}, folds)

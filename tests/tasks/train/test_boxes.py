@@ -10,11 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.geometry import Geometry
 from models.networks import build
 from models.networks.retinanet import anchors, pyramid_strides
 from models.package import WEIGHTS_FILE, ModelPackage
 from tasks.imaging.boxes import image_boxes
+from tasks.imaging.detector import detect
+from tasks.imaging.predictor import Predictor
 from tasks.imaging.sliding import Whole
+from tasks.stores.packages import read_package
 from tasks.train.boxes import (
     BoxObjective,
     boxes_in,
@@ -167,3 +171,16 @@ def test_a_given_threshold_is_taken(tmp_path: Path) -> None:
     world = lesions("retinanet", epochs=1, steps_per_epoch=2, train=3, validation=1)
     recipe = world.recipe.model_copy(update={"evaluate": world.recipe.evaluate.model_copy(update={"threshold": 0.7})})
     assert run(dataclasses.replace(world, recipe=recipe), tmp_path).threshold == 0.7
+
+
+@pytest.mark.parametrize(("method", "parts"), [("components", 1), ("retinanet", 2)])
+def test_folds_find_lesions_together(tmp_path: Path, method: str, parts: int) -> None:
+    """Masks are averaged voxel by voxel, boxes meet when they are found."""
+    world = lesions(method, epochs=1, steps_per_epoch=2, train=4, validation=2, folds=2)
+    run(world, tmp_path)
+    predictor = Predictor(*read_package(tmp_path / "staged"), "cpu")
+    assert len(predictor.parts) == parts
+    image = np.asarray(world.store.open("spots1").image[0], np.float32)
+    found = detect(predictor, image, Geometry.from_spacing(image.shape, (1, 1, 1)))
+    assert (np.diff(found.confidence) <= 0).all()
+    assert ((found.confidence > 0) & (found.confidence <= 1)).all()
