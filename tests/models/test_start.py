@@ -46,7 +46,6 @@ def test_a_recipe_says_whether_it_builds_on_what_serves(more: str, follows: bool
 
 
 def test_a_synthesis_starts_from_scratch() -> None:
+    made = PLAIN.replace("segmentation", "synthesis").replace("SEG", "CSV")
     with pytest.raises(RecipeError, match="from scratch alone"):
-        Recipe.parse(
-            'name = "made"\nkind = "synthesis"\nimages.modality = "CR"\nlabels.source = "CSV"\nstart.source = "champion"'
-        )
+        Recipe.parse(made + 'start.source = "champion"')
