@@ -115,14 +115,25 @@ class Installation:
         return [rows[key] for key in made]
 
     def package(
-        self, *, recipe: str = "", classes: Sequence[str] = ("liver", "lesion"), kind: str = "segmentation"
+        self,
+        *,
+        recipe: str = "",
+        classes: Sequence[str] = ("liver", "lesion"),
+        kind: str = "segmentation",
+        several: bool = False,
     ) -> str:
         """A stored package with these classes; the weights are a few numbers."""
         home = self.stores.locations.home
         sample = a_package(home / "sample")
         source = 'source = "SEG"' if kind != "classification" else 'source = "CSV"\nname = "chest"'
         read = Recipe.parse(f'name = "liver"\nkind = "{kind}"\n[images]\nmodality = "CT"\n[labels]\n{source}\n{recipe}')
-        told = {"kind": kind, "classes": tuple(classes), "recipe": read.key, "detection": read.detection}
+        told = {
+            "kind": kind,
+            "classes": tuple(classes),
+            "recipe": read.key,
+            "detection": read.detection,
+            "several": several,
+        }
         plan = sample.plan.model_copy(update=told)
         key = content_key("package", read.key, list(classes))
         package = sample.model_copy(update={"key": key, "recipe": read, "plan": plan})
@@ -181,11 +192,13 @@ class Installation:
         self.stores.catalog.change(PredictionRow, PredictionRow.prediction == key, result={"findings": findings})
         return key
 
-    def classify(self, package: str, volume: VolumeRow, probabilities: dict[str, float]) -> str:
-        """A prediction of classes."""
-        called = max(probabilities, key=lambda name: probabilities[name])
+    def classify(
+        self, package: str, volume: VolumeRow, probabilities: dict[str, float], *, threshold: float | None = None
+    ) -> str:
+        """A prediction of classes: the likeliest is called, or all from `threshold` on."""
+        least = max(probabilities.values()) if threshold is None else threshold
         findings = [
-            {"class_name": name, "confidence": p, "volume_ml": None, "called": name == called}
+            {"class_name": name, "confidence": p, "volume_ml": None, "called": p >= least}
             for name, p in probabilities.items()
         ]
         key = content_key("prediction", package, volume.volume)

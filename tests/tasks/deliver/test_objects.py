@@ -435,3 +435,35 @@ def test_the_picture_holds_contours_and_no_identity(installation: Installation, 
     same = made(again, again.analysed(tmp_path / "other"), pictures=True)["sc"]
     assert same.PixelData == picture.PixelData, "the picture does not depend on who it is"
     again.stores.catalog.close()
+
+
+@pytest.mark.parametrize(
+    ("chances", "expected"),
+    [
+        ({"mass": 0.1, "effusion": 0.9, "nodule": 0.8}, {"effusion": "Present", "nodule": "Present", "mass": "Absent"}),
+        ({"mass": 0.1, "effusion": 0.2, "nodule": 0.3}, {"mass": "Absent", "effusion": "Absent", "nodule": "Absent"}),
+        ({"mass": 0.1, "effusion": 0.55, "nodule": 0.8}, {"nodule": "Present", "mass": "Absent"}),
+    ],
+)
+def test_several_classes_are_each_present_or_absent(
+    installation: Installation, tmp_path: Path, chances: dict[str, float], expected: dict[str, str]
+) -> None:
+    needs("dciodvfy")
+    write_study(tmp_path / "in")
+    (volume,) = installation.ingest(tmp_path / "in")
+    package = installation.package(
+        recipe="several = true\n[deliver]\nmin_confidence = 0.6",
+        classes=tuple(chances),
+        kind="classification",
+        several=True,
+    )
+    called = installation.classify(package, volume, chances, threshold=0.5)
+    analysis = installation.analysis(package, [called], volume.study)
+    results = make(installation.stores, installation.row(analysis), pictures=True)
+    assert complaints(results, tmp_path) == []
+    groups = hd.sr.ComprehensiveSR.from_dataset(results[0].parsed()).content.get_image_measurement_groups()
+    told = {group.finding_type.meaning: presence(group) for group in groups}
+    assert told == {name: [getattr(codes.SCT, word)] for name, word in expected.items()}
+    assert list(told) == list(expected), "what is there comes first"
+    for group in groups:
+        assert float(group.get_measurements()[0].value) == chances[group.finding_type.meaning]

@@ -7,7 +7,9 @@ from sklearn import metrics
 from models import schemas
 from models.errors import LabelError, NothingToDoError, PackageError, RecipeError
 from models.evaluation import Evaluation
+from tasks.evaluate import tables
 from tasks.evaluate.classification import choose_threshold, evaluate_classification
+from tasks.evaluate.comparison import compare_classification
 
 IDS = {"package": "p", "dataset": "d", "bootstrap": 200}
 
@@ -124,3 +126,86 @@ def test_what_does_not_fit_is_refused() -> None:
         evaluate_classification(*_names(4), truth, chances, ("a", "b"), positive="c", **IDS)
     with pytest.raises(RecipeError):
         evaluate_classification(*_names(120), *_cohort(3), ("a", "b", "c"), 0.5, **IDS)
+
+
+class TestSeveralAtOnce:
+    NAMES = ("effusion", "nodule", "mass")
+    THRESHOLDS = (0.4, 0.5, 0.6)
+
+    @staticmethod
+    def cohort(count: int = 120) -> tuple[np.ndarray, np.ndarray]:
+        generator = np.random.default_rng(5)
+        truth = (generator.random((count, 3)) < (0.5, 0.3, 0.2)).astype(int)
+        return truth, 1 / (1 + np.exp(-generator.normal(0, 1, (count, 3)) - 1.5 * truth + 0.7))
+
+    def test_figures_equal_scikit_learn(self) -> None:
+        truth, chances = self.cohort()
+        found, frame, pictures = evaluate_classification(
+            *_names(120), truth, chances, self.NAMES, thresholds=self.THRESHOLDS, **IDS
+        )
+        called = (chances >= self.THRESHOLDS).astype(int)
+        macro = {
+            "auc": metrics.roc_auc_score(truth, chances, average="macro"),
+            "average_precision": metrics.average_precision_score(truth, chances, average="macro"),
+            "sensitivity": metrics.recall_score(truth, called, average="macro"),
+            "precision": metrics.precision_score(truth, called, average="macro"),
+            "f1": metrics.f1_score(truth, called, average="macro"),
+            "accuracy": metrics.accuracy_score(truth, called),
+            "balanced_accuracy": np.mean(
+                [metrics.balanced_accuracy_score(truth[:, k], called[:, k]) for k in range(3)]
+            ),
+            "brier": np.mean([metrics.brier_score_loss(truth[:, k], chances[:, k]) for k in range(3)]),
+        }
+        assert {name: found.of(name).value for name in macro} == pytest.approx(macro)
+        assert found.of("auc", "nodule").value == pytest.approx(metrics.roc_auc_score(truth[:, 1], chances[:, 1]))
+        assert found.of("specificity", "mass").value == pytest.approx(
+            metrics.recall_score(truth[:, 2], called[:, 2], pos_label=0)
+        )
+        assert (found.thresholds, found.threshold, found.positive) == (self.THRESHOLDS, None, None)
+        assert found.confusion is None
+        assert [p.name for p in pictures] == ["roc", "precision-recall", "calibration"]
+        checked = schemas.check(frame, schemas.CASE_METRICS_CLASSIFICATION, where="test")
+        assert np.array_equal(checked["predicted"].to_numpy().reshape(-1, 3), called > 0)
+        assert Evaluation.from_json(found.to_json()) == found
+
+    def test_champion_and_challenger_are_compared_class_by_class(self) -> None:
+        truth, chances = self.cohort()
+        old, new = (
+            evaluate_classification(*_names(120), truth, p, self.NAMES, thresholds=self.THRESHOLDS, **IDS)
+            for p in (np.full_like(chances, 0.5), chances)
+        )
+        found = compare_classification(
+            old[1], new[1], dataset="d", champion_key="a", challenger_key="b", several=True, bootstrap=200
+        )
+        values = {d.metric: d.interval.value for d in found.differences}
+        assert values["auc"] == pytest.approx(new[0].of("auc").value - 0.5)
+        assert values["accuracy"] == pytest.approx(new[0].of("accuracy").value - old[0].of("accuracy").value)
+        assert values["brier"] == pytest.approx(new[0].of("brier").value - 0.25)
+
+    def test_a_single_class_may_be_there_or_not(self) -> None:
+        truth, chances = (part[:, :1] for part in self.cohort())
+        found, _, _ = evaluate_classification(*_names(120), truth, chances, ("effusion",), **IDS)
+        assert found.of("auc").value == pytest.approx(metrics.roc_auc_score(truth, chances))
+        assert found.thresholds == (0.5,)
+
+    @pytest.mark.parametrize(
+        ("change", "error"),
+        [
+            ({"truth": np.full((120, 3), 2)}, LabelError),
+            ({"truth": np.ones((120, 2), int)}, LabelError),
+            ({"thresholds": (0.5,)}, PackageError),
+            ({"probabilities": np.full((120, 3), 1.5)}, PackageError),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, change: dict[str, object], error: type[Exception]) -> None:
+        truth, chances = self.cohort()
+        values = {"truth": truth, "probabilities": chances, "thresholds": (), **change}
+        with pytest.raises(error):
+            evaluate_classification(*_names(120), class_names=self.NAMES, **values, **IDS)  # type: ignore[arg-type]
+
+    def test_worst_cases_name_all_that_was_called(self) -> None:
+        truth = np.array([[1, 1], [0, 1], [1, 0]])
+        chances = np.array([[0.9, 0.8], [0.1, 0.2], [0.7, 0.6]])
+        frame = evaluate_classification(*_names(3), truth, chances, ("a", "b"), **IDS)[1]
+        rows = {(row[1], row[2]): row[3] for row in tables.worst(frame, "classification").rows}
+        assert rows == {("c1", "b"): "none", ("c2", "a"): "a, b", ("c0", "b"): "a, b", ("c0", "a"): "a, b"}

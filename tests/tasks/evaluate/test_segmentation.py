@@ -204,3 +204,26 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         evaluate_segmentation([sample], ("a",), package="p", dataset="d")
     with pytest.raises(NothingToDoError):
         evaluate_segmentation([], ("a",), package="p", dataset="d")
+
+
+def test_regions_are_scored_as_if_each_were_alone() -> None:
+    generator = np.random.default_rng(3)
+    truth, guess = (generator.integers(0, 8, (4, 12, 12)).astype(np.uint8) for _ in range(2))
+    truth[truth == 4] = 0
+    together, accuracy = score_case(truth, guess, (2.0, 1.0, 1.0), ("a", "b", "c"), regions=True)
+    for index, scores in enumerate(together):
+        bits = [(labels >> index & 1).astype(np.uint8) for labels in (truth, guess)]
+        (alone,), _ = score_case(*bits, (2.0, 1.0, 1.0), (scores.class_name,))
+        assert scores == alone
+    assert accuracy == pytest.approx(np.mean(truth == guess))
+
+
+def test_a_region_without_a_name_is_refused() -> None:
+    labels = np.full((1, 4, 4), 4, np.uint8)
+    sample = SegmentationSample("P", "c", None, labels, labels, Geometry.from_spacing((1, 4, 4), (1, 1, 1)), True)
+    with pytest.raises(LabelError, match="label value 4"):
+        evaluate_segmentation([sample], ("a", "b"), package="p", dataset="d", bootstrap=100)
+    found, frame, pictures = evaluate_segmentation([sample], ("a", "b", "c"), package="p", dataset="d", bootstrap=100)
+    assert found.of("dice").value == 1
+    assert frame["outcome"].tolist() == ["absent", "absent", "found"]
+    assert len(pictures) == 2

@@ -328,3 +328,37 @@ def test_a_split_that_is_none(house: House, tmp_path: Path, text: str) -> None:
     with pytest.raises(SchemaError, match="P-"):
         give(house, tmp_path, text)
     assert house.catalog.count(SplitRow) == 0
+
+
+class TestSeveral:
+    TEXT = CLASSIFY + "labels.several = true\n"
+
+    def shown(self, house: House, text: str) -> dict[str, tuple[int, ...]]:
+        return {row.patient: row.classes for row in house.build(text).dataset.rows}
+
+    def test_words_are_classes_and_what_is_not_said_is_not_there(self, house: House) -> None:
+        values = ["nodule|effusion", "Effusion", "No Finding", " nodule | none "]
+        x_rays(house, {f"P-{n}": values[n % 4] for n in range(40)})
+        built = house.build(self.TEXT)
+        assert built.dataset.classes == ("Effusion", "nodule")
+        shown = {row.patient: row.classes for row in built.dataset.rows}
+        assert [shown[f"P-{n}"] for n in range(4)] == [(1, 1), (1, 0), (0, 0), (0, 1)]
+        assert {row.target for row in built.dataset.rows} == {-1}
+        assert built.reasons == {}
+        again = house.store.read(built.ref.key)
+        assert again.rows == built.dataset.rows
+
+    def test_the_recipes_classes_leave_others_aside(self, house: House) -> None:
+        x_rays(house, {f"P-{n}": "hernia|pleural effusion" if n % 2 else "hernia" for n in range(20)})
+        shown = self.shown(house, self.TEXT + 'labels.classes = [{name = "effusion", match = "*effusion"}]\n')
+        assert (shown["P-1"], shown["P-2"]) == ((1,), (0,))
+
+    def test_words_that_mean_nothing_there_may_be_given(self, house: House) -> None:
+        x_rays(house, {f"P-{n}": "nodule" if n % 2 else "clear" for n in range(20)})
+        assert house.build(self.TEXT).dataset.classes == ("clear", "nodule")
+        assert house.build(self.TEXT + 'labels.none = "clear"\n').dataset.classes == ("nodule",)
+
+    def test_the_rarest_class_keeps_its_proportion(self, house: House) -> None:
+        x_rays(house, {f"P-{n}": "mass|effusion" if n % 4 == 0 else "effusion" for n in range(40)})
+        rows = house.build(self.TEXT).dataset.rows
+        assert sum(row.classes[1] for row in rows if row.split == "test") == 2

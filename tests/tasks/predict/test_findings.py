@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 
 from models.geometry import Geometry
-from tasks.predict.findings import Finding, Occupancy, as_mask, called_class, classes, structures
+from tasks.predict.findings import (
+    Finding,
+    Occupancy,
+    as_mask,
+    called_class,
+    called_classes,
+    classes,
+    structures,
+    threshold_used,
+)
 from tests.tasks.imaging.test_predictor import described
+from tests.tasks.train.overlapping import corners_world
 from tests.tasks.train.samples import pictures
 
 GRID = Geometry.from_spacing((10, 12, 14), (2.0, 1.0, 0.5), (100.0, -50.0, 20.0))
@@ -85,3 +95,34 @@ class TestCalling:
         assert [(f.class_name, f.called) for f in said] == [("plain", False), ("square", True)]
         assert [f.confidence for f in said] == pytest.approx([0.4, 0.6])
         assert said[0].volume_ml is None
+
+
+class TestRegions:
+    def test_each_is_measured_by_itself(self) -> None:
+        regions = np.zeros(GRID.shape, np.uint8)
+        regions[2:5, 2:6, 2:6] |= 1
+        regions[3:5, 3:5, 3:5] |= 2
+        whole, core, none = structures(regions, GRID, ("whole", "core", "none"), (0.9, 0.8, 0.0), regions=True)
+        assert (whole.voxels, core.voxels, none.voxels) == (48, 8, 0)
+        assert (whole.called, core.called, none.called) == (True, True, False)
+        assert core == structures((regions >> 1).astype(np.uint8), GRID, ("core",), (0.8,))[0]
+        planes = np.asarray(as_mask(regions, ("whole", "core", "none"), GRID, regions=True).occupancy)
+        for bit, plane in enumerate(planes):
+            np.testing.assert_array_equal(plane, np.where(regions >> bit & 1, 255, 0))
+
+
+class TestSeveral:
+    @pytest.mark.parametrize(
+        ("probabilities", "called"),
+        [((0.4, 0.9), (True, True)), ((0.2, 0.1), (False, False)), ((0.4, 0.5), (True, False))],
+    )
+    def test_each_class_is_called_from_its_own_threshold(
+        self, probabilities: tuple[float, ...], called: tuple[bool, ...]
+    ) -> None:
+        package = described(corners_world(), thresholds=(0.3, 0.6))
+        said = classes(np.array(probabilities), package)
+        assert tuple(f.called for f in said) == called
+        assert threshold_used(package) is None
+
+    def test_without_thresholds_one_half_is_enough(self) -> None:
+        assert called_classes(np.array([0.5, 0.49]), described(corners_world())) == frozenset({0})

@@ -304,3 +304,34 @@ def test_a_scheduler_that_is_there_is_used() -> None:
 def test_strangers_cannot_use_the_local_cluster(client: Client) -> None:
     with pytest.raises(ServiceUnavailableError), compute_client(client.scheduler.address.replace("tls", "tcp"), 0):
         pass
+
+
+class TestWhatDoesNotExcludeEachOther:
+    REGIONS = Reading((LabelClass(name="whole", match=("organ", "les*")), LabelClass(name="lesion", match=("les*",))))
+
+    def test_regions_are_counted_and_prepared_as_bits(self, volumes: Path, root: Path) -> None:
+        cases = write_cohort(volumes, 2)
+        reading = replace(self.REGIONS, regions=True)
+        seen = fingerprint_dataset(None, cases, reading, root, dataset="d", modality="MR")
+        assert [case.class_voxels for case in seen.fingerprint.cases] == [(6 * 22 * 20, 2 * 6 * 6)] * 2
+        plan = PLAN.model_copy(update={"spacing": (2.0, 0.9, 0.9), "crop": "none"})
+        done = prepare_dataset(None, cases, reading, plan, root).done
+        flat = prepare_dataset(None, cases, self.REGIONS, plan, root).done
+        assert set(done.values()).isdisjoint(flat.values())
+        case = PreparedStore(root).open(done[cases[0]])
+        assert case.about.regions
+        assert case.mask is not None
+        assert sorted(np.unique(case.mask)) == [0, 1, 3]
+        assert {number: len(v) for number, v in case.locations.items()} == {1: 6 * 22 * 20, 2: 2 * 6 * 6}
+
+    def test_images_of_several_classes_are_counted_class_by_class(self, volumes: Path, root: Path) -> None:
+        shows = ((1, 1), (0, 1), (0, 0))
+        cases = [replace(case, classes=s) for case, s in zip(write_cohort(volumes, 3), shows, strict=True)]
+        reading = Reading((LabelClass(name="a"), LabelClass(name="b")))
+        for _ in range(2):  # looked at, and then known
+            seen = fingerprint_dataset(None, cases, reading, root, dataset="d", modality="MR")
+            assert seen.fingerprint.class_counts == (1, 2)
+            assert seen.fingerprint.cases[0].class_voxels == ()
+        plan = PLAN.model_copy(update={"size": (8, 32, 32), "spacing": None, "crop": "none"})
+        done = prepare_dataset(None, cases, reading, plan, root).done
+        assert PreparedStore(root).open(done[cases[0]]).mask is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,22 @@ def test_names_from_the_data_cannot_break_the_tables(package: ModelPackage) -> N
     odd = evaluation.metrics[1].model_copy(update={"class_name": "a|b\n<script>"})
     card = model_card(package, evaluation.model_copy(update={"metrics": (*evaluation.metrics, odd)}), a_dataset())
     assert "a\\|b &lt;script>" in card
+
+
+def test_images_of_several_classes_are_told_as_such(package: ModelPackage) -> None:
+    several = package.model_copy(
+        update={"plan": package.plan.model_copy(update={"kind": "classification", "several": True})}
+    )
+    data = a_dataset()
+    rows = tuple(replace(row, target=-1, classes=(i % 2, 0)) for i, row in enumerate(data.rows))
+    evaluation = an_evaluation(package).model_copy(update={"thresholds": (0.25, 0.5), "surface_tolerance_mm": None})
+    card = model_card(several, evaluation, replace(data, kind="classification", rows=rows))
+    assert "of which an image may show several or none" in card
+    assert f"- class: {data.classes[0]} 5, none 5" in card or f"- class: none 5, {data.classes[0]} 5" in card
+    assert "Called from a probability of 0.2500 (" in card
+    assert "nevertheless given one" not in card
+
+
+def test_regions_are_told_as_such(package: ModelPackage) -> None:
+    regions = package.model_copy(update={"plan": package.plan.model_copy(update={"regions": True})})
+    assert "regions that may overlap" in model_card(regions, an_evaluation(package), a_dataset())

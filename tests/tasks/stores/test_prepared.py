@@ -230,3 +230,16 @@ def test_a_killed_writer_leaves_only_whole_cases(tmp_path: Path) -> None:
         assert store.open(key).image.min() == 1
     store.sweep(keys, older_than_seconds=-1)
     assert not list((root / ".staging").iterdir())
+
+
+def test_voxels_of_a_region_are_found_although_others_lie_over_it() -> None:
+    regions = np.zeros((3, 8, 8), np.uint8)
+    regions[:, 1:7, 1:7] |= 1
+    regions[1, 3:5, 3:5] |= 4
+    places = class_locations(regions, "key", regions=True)
+    assert sorted(places) == [1, 3]
+    for number, voxels in places.items():
+        assert np.array_equal(voxels, np.argwhere(regions >> (number - 1) & 1))
+    few = class_locations(regions, "key", 10, regions=True)
+    assert [len(voxels) for voxels in few.values()] == [10, 4]
+    assert class_locations(np.zeros((2, 2, 2), np.uint8), "key", regions=True) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def know(home: Home, patient: str, study: str, series: str, geometry: Geometry =
     return key
 
 
-def load(home: Home, tmp_path: Path, text: str, *, encoding: str = "utf-8", **options: str) -> ImportReport:
+def load(home: Home, tmp_path: Path, text: str, *, encoding: str = "utf-8", **options: Any) -> ImportReport:
     path = tmp_path / "labels.csv"
     path.write_text(text, encoding=encoding)
     return import_csv(path, name="pneumonia", catalog=home.catalog, pseudonymizer=home.pseudonymizer, **options)
@@ -212,3 +213,20 @@ def test_names_of_values() -> None:
     for text in ("anterior", "0=background", "x=1", "1="):
         with pytest.raises(SchemaError):
             parse_names(text)
+
+
+def test_several_rows_are_shown_together_where_that_is_said(home: Home, tmp_path: Path) -> None:
+    text = "PatientID,label\nA,nodule\nA,effusion\nB,none\nC,mass|effusion\n"
+    assert counts(load(home, tmp_path, text, several=True))[:3] == (3, 0, 0)
+    p = home.pseudonymizer
+    rows = {row.patient: row.value for row in home.catalog.find(LabelRow)}
+    assert rows == {p.patient("A"): "effusion|nodule", p.patient("B"): "none", p.patient("C"): "effusion|mass"}
+    turned = "PatientID,label\nA,effusion\nA,nodule\nC,effusion|mass\nB,none\n"
+    assert counts(load(home, tmp_path, turned, several=True))[:3] == (0, 3, 0)
+
+
+def test_each_of_several_words_may_be_as_long_as_one(home: Home, tmp_path: Path) -> None:
+    words = "|".join(f"{'w' * 60}{n}" for n in range(5))
+    assert counts(load(home, tmp_path, f"PatientID,label\nA,{words}\n"))[0] == 1
+    with pytest.raises(SchemaError):
+        load(home, tmp_path, f"PatientID,label\nA,short|{'w' * 65}\n")
