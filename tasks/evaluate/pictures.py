@@ -278,7 +278,7 @@ def lesion_overlays(
     for axis, (rank, index) in zip(axes, picks.items(), strict=True):
         case = cases[index]
         _overlay(axis, crops[index], len(class_names))
-        told.append(f"{rank}: {errors[case]} wrong, {real[case]} lesion{'s' * (real[case] != 1)}")
+        told.append(f"{rank}: {errors[case]} wrong, {real[case]} {'lesion' if real[case] == 1 else 'lesions'}")
         axis.set_title(told[-1], color=_INK, fontsize=11, fontweight="bold")
         axis.set_xlabel(f"{_short(owner[case], 24)}, slice {crops[index].index + 1}", color=_MUTED)
     figure.legend(handles=_keys(class_names), loc="outside lower center", ncols=4, frameon=False, labelcolor=_INK)
