@@ -34,7 +34,7 @@ kind = "classification"
 images.modality = "MR"
 labels = {source = "CSV", of = "series"}
 network.features = [8, 12]
-train = {epochs = 4, steps_per_epoch = 3, batch_size = 8, learning_rate = 5e-3, device = "cpu", precision = "fp32"}
+train = {epochs = 4, steps_per_epoch = 3, batch_size = 8, learning_rate = 5e-3, device = "cpu", validations = 2}
 augment = {rotation = 0, scaling = 0, noise = 0, blur = 0, brightness = 0, contrast = 0, low_resolution = 0, gamma = 0}
 """
 CHAMPION = 'start = { source = "champion", budget = 0.5 }\n'

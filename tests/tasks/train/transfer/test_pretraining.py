@@ -24,6 +24,10 @@ CPU = torch.device("cpu")
 WAYS = ("masked", "contrastive")
 
 
+class _KilledError(Exception):
+    """Stands for the end of the process."""
+
+
 def world(kind: str, way: str, *, epochs: int = 4, share: float = 0.5) -> World:
     start = Start(source="pretraining", pretraining=way, pretraining_share=share)  # type: ignore[arg-type]
     made = balls(train=3, epochs=epochs, augment=NO_AUGMENT) if kind == "balls" else pictures(train=6, epochs=epochs)
@@ -80,22 +84,22 @@ def test_pretraining_learns_to_restore(tmp_path: Path) -> None:
 def test_an_interrupted_pretraining_ends_as_an_uninterrupted_one(
     tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, free = with_unlabelled(world("balls", way))
+    made, free = with_unlabelled(world("balls", way, epochs=2), 2)
     whole = trained(made, tmp_path / "whole", free)
     assert trained(made, tmp_path / "again", free).weights_sha256 == whole.weights_sha256
     sampler = HidingSampler if way == "masked" else ViewSampler
     batch = sampler.batch
 
     def killed(self: HidingSampler, step: int, size: int) -> object:
-        if step == 6:
-            raise KeyboardInterrupt
+        if step == 3:
+            raise _KilledError
         return batch(self, step, size)  # type: ignore[arg-type]
 
     # A checkpoint after each step, and none for the kill itself.
     eager = made.plan.train.model_copy(update={"checkpoint_minutes": 1e-9})
     made = dataclasses.replace(made, plan=made.plan.model_copy(update={"train": eager}))
     monkeypatch.setattr(sampler, "batch", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(_KilledError):
         trained(made, tmp_path / "cut", free)
     monkeypatch.undo()
     assert list((tmp_path / "cut").rglob("step-*.json"))
