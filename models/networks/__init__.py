@@ -285,16 +285,13 @@ NETWORKS: dict[str, Entry] = {
 }
 
 
-def entry_named(name: str, kind: Kind | None = None) -> Entry:
-    """The table's entry. Raises RecipeError: unknown name, or a network that does not do what `kind` asks for."""
-    if name not in NETWORKS:
-        near = difflib.get_close_matches(name, NETWORKS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NETWORKS)}"
-        raise RecipeError(f"there is no network {name!r}", where="network.name", hint=hint)
-    entry = NETWORKS[name]
-    if kind is not None and kind not in entry.kinds:
-        raise RecipeError(f"{name} cannot do {kind}", where="network.name", hint='leave network.name at "auto"')
-    return entry
+def entry_named(name: str) -> Entry:
+    """The table's entry. Raises RecipeError."""
+    if name in NETWORKS:
+        return NETWORKS[name]
+    near = difflib.get_close_matches(name, NETWORKS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NETWORKS)}"
+    raise RecipeError(f"there is no network {name!r}", where="network.name", hint=hint)
 
 
 def entry_for(plan: NetworkPlan) -> Entry:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from models.errors import RecipeError
-from models.networks import entry_for
+from models.networks import entry_for, entry_named
 from models.plan import Fingerprint, InferPlan, NetworkPlan, Normalisation, Plan, PreparePlan, TrainPlan, VariablePlan
 from models.recipe import Detection, Kind, Recipe, Window
 from models.recipe.labels import MOST_REGIONS
@@ -232,12 +232,13 @@ def _network(recipe: Recipe, grid: Grid, sized: Sized, channels: int, outputs: i
         stochastic_depth=recipe.network.stochastic_depth,
         size=None if recipe.learns_masks else sized.topology.patch,
     )
-    entry = entry_for(plan)
+    entry = entry_named(plan.name)
     if use not in entry.kinds:
         told = f" by {_detection(recipe).method}" if recipe.kind == "detection" else ""
         raise RecipeError(
             f"{plan.name} cannot do {recipe.kind}{told}", where="network.name", hint='leave network.name at "auto"'
         )
+    entry_for(plan)
     patients.check(recipe, entry)
     for key in ("dropout", "stochastic_depth"):
         if getattr(recipe.network, key) and not getattr(entry, key):

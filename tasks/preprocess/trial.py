@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +21,54 @@ FLOPS_PER_ELEMENT = 300.0
 _REAL_EDGE = {2: 64, 3: 32}
 
 
+@dataclass(frozen=True, slots=True)
+class _Rise:
+    """How a cost grows with the voxels, and with their square where each token attends to all others."""
+
+    linear: float
+    square: float = 0.0
+
+    @classmethod
+    def through(cls, more: tuple[float, float], less: tuple[float, float]) -> _Rise:
+        """Two (voxels, cost); never falling."""
+        per_voxel, other = more[1] / more[0], less[1] / less[0]
+        square = max(0.0, (per_voxel - other) / (more[0] - less[0])) if more[0] > less[0] else 0.0
+        return cls(per_voxel - square * more[0], square)
+
+    def at(self, voxels: float) -> float:
+        return voxels * (self.linear + self.square * voxels)
+
+
 @dataclass
 class Trial:
-    """Tries `network` in each shape that is asked for, once: from there on costs follow the voxels."""
+    """Tries `network` in each shape that is asked for, once, on two patches where it attends: the rest is reckoned."""
 
     network: NetworkPlan
-    _tried: dict[NetworkPlan, tuple[int, Cost]] = field(default_factory=dict)
+    _tried: dict[NetworkPlan, tuple[_Rise, _Rise, int]] = field(default_factory=dict)
 
     def cost(self, topology: Topology, features: Sequence[int]) -> Cost:
         """Of one step on one patch of that shape. Raises RecipeError where the network cannot have it."""
-        shape: dict[str, Any] = {"features": tuple(features), "strides": topology.strides, "kernels": topology.kernels}
-        if NETWORKS[self.network.name].positions:
-            # Where each token attends to all others, twice as many cost more than twice as much.
-            shape["size"] = topology.patch
+        shape = {"features": tuple(features), "strides": topology.strides, "kernels": topology.kernels}
         plan, voxels = self.network.model_copy(update=shape), math.prod(topology.patch)
         if plan not in self._tried:
-            self._tried[plan] = voxels, tried(plan, topology.patch)
-        at, cost = self._tried[plan]
-        return Cost(cost.elements * voxels / at, cost.flops * voxels / at, cost.parameters)
+            self._tried[plan] = self._rises(plan, topology)
+        elements, flops, parameters = self._tried[plan]
+        return Cost(elements.at(voxels), flops.at(voxels), parameters)
+
+    def _rises(self, plan: NetworkPlan, topology: Topology) -> tuple[_Rise, _Rise, int]:
+        patch = topology.patch
+        if not NETWORKS[plan.name].positions:
+            cost, voxels = tried(plan, patch), math.prod(patch)
+            return _Rise(cost.elements / voxels), _Rise(cost.flops / voxels), cost.parameters
+        z, y, x = (math.ceil(n / 2 / m) * m for n, m in zip(patch, topology.multiple, strict=True))
+        sizes = [patch, (z, y, x)]
+        costs = [tried(plan.model_copy(update={"size": size}), size) for size in sizes]
+        more, less = (math.prod(size) for size in sizes)
+        return (
+            _Rise.through((more, costs[0].elements), (less, costs[1].elements)),
+            _Rise.through((more, costs[0].flops), (less, costs[1].flops)),
+            costs[0].parameters,
+        )
 
 
 def tried(plan: NetworkPlan, patch: IntTriple) -> Cost:
