@@ -95,11 +95,12 @@ class _Rising(nn.Module):
     def forward(self, x: Tensor, classes: Tensor, step: Sequence[int]) -> Tensor:
         """(b, before, …) → (b, after, … × step)."""
         scale = tuple(float(s) for s in step)
-        larger = functional.interpolate(x, scale_factor=scale, mode="nearest")
+        # One point at a time, the shortcut costs less before it is enlarged.
+        larger = functional.interpolate(self.shortcut(x), scale_factor=scale, mode="nearest")
         y = _shifted(self.first_norm(x), self.first_shift(classes))
         y = self.first(functional.interpolate(functional.leaky_relu(y, SLOPE), scale_factor=scale, mode="nearest"))
         y = self.second(functional.leaky_relu(_shifted(self.second_norm(y), self.second_shift(classes)), SLOPE))
-        return y + self.shortcut(larger)
+        return y + larger
 
 
 def _shifted(x: Tensor, by: Tensor) -> Tensor:
@@ -149,5 +150,5 @@ class _Falling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, before, …) → (b, after, … / stride)."""
         y = self.second(functional.leaky_relu(self.first(functional.leaky_relu(x, SLOPE)), SLOPE))
-        whole: Tensor = self.shrink(y + self.shortcut(x))
+        whole: Tensor = self.shrink(y) + self.shortcut(self.shrink(x))
         return whole

@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from models.errors import NocturneError, NotFoundError, NothingToDoError
+from models.errors import NocturneError, NotFoundError, NothingToDoError, RecipeError
 from models.hashing import content_key
 from models.package import ModelPackage
 from models.refs import AnalysisRef, PackageRef, StudyVersionRef, VolumeRef
@@ -54,6 +54,12 @@ def choose_volumes(stores: Stores, package: PackageRef, candidates: Sequence[Vol
     Where a case is made of several series, the others may have come before: the study is looked at as it is by now.
     """
     described = read_description(stores.packages.local(package.key))
+    if described.plan.kind == "synthesis":
+        raise RecipeError(
+            "this model makes images: it says nothing of one",
+            where=described.recipe.name,
+            hint="name a model of another kind; [synthetic] in its recipe makes use of this one",
+        )
     images = described.recipe.images
     rows = [row for ref in candidates if (row := stores.catalog.get(VolumeRow, ref.key)) is not None]
     fitting, lacking = fitting_cases(stores, images, rows)

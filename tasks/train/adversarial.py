@@ -19,8 +19,8 @@ from tasks.train.learner import Learner, rate
 from tasks.train.patches import Batch
 
 PENALTY = 10.0
-DISCRIMINATOR_RATE = 4.0
-"""The discriminator's rate, times the generator's."""
+DISCRIMINATOR_RATE = {"hinge": 4.0, "wgan-gp": 1.0}
+"""The discriminator's rate, times the generator's: spectral normalisation slows it down, a penalty does not."""
 _BETAS = (0.0, 0.9)
 
 
@@ -44,7 +44,7 @@ class AdversarialLearner(Learner):
         train, asked = self.plan.train, self.plan.synthesis
         images, classes = self._on_device(batch)
         images, _ = self._augmented(images, classes)
-        for group, times in zip(self.optimiser.param_groups, (1.0, DISCRIMINATOR_RATE), strict=True):
+        for group, times in zip(self.optimiser.param_groups, (1.0, DISCRIMINATOR_RATE[asked.loss]), strict=True):
             group["lr"] = times * train.learning_rate * rate(progress, train)
         chance = torch.Generator().manual_seed((self.plan.seed * 1_000_003 + self.position.step) % 2**63)
         self.position.step += 1
