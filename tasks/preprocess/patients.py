@@ -58,10 +58,3 @@ def check(recipe: Recipe, entry: Entry) -> None:
             where="network.name",
             hint=f'leave it at "auto", or take one of {able}',
         )
-    for name in ("mixup", "cutmix"):
-        if getattr(recipe.train, name):
-            raise RecipeError(
-                f'{name} blends two images; with labels.of = "patient" a case is a set of them',
-                where=f"train.{name}",
-                hint="leave it out",
-            )
