@@ -183,7 +183,7 @@ def test_a_single_patient_has_no_interval() -> None:
 
 def test_worst_case_comes_first_and_numbers_have_real_minus_signs() -> None:
     data = _segmentation()
-    assert [row[1] for row in tables.worst(data.cases, "segmentation", 2).rows] == ["c3", "c2"]
+    assert [row[1] for row in tables.worst(data.cases, "segmentation", count=2).rows] == ["c3", "c2"]
     metric = tables.METRICS["volume_error_ml"]
     assert (metric.format(-1.234), metric.format(0.5, sign=True), metric.format(-0.0001)) == ("−1.23", "+0.50", "0.00")
 
