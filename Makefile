@@ -7,10 +7,10 @@ WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types layers bench clean
+.PHONY: help setup demo test lint types layers bench bench-learning clean
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Make the virtual environment with everything pinned in constraints.txt
 
@@ -40,6 +40,15 @@ layers: $(READY)
 bench: $(READY)  ## Time the stages beside what a user would pick instead
 	@for script in benchmarks/*.py; do case $$script in */_*) ;; *) echo "== $$script"; $(BIN)/python $$script || exit 1;; esac; done
 
+.venv-peers/.ready: $(READY)
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/pip install --quiet --constraint constraints.txt nnunetv2
+	@touch $@
+
+bench-learning: .venv-peers/.ready  ## Every network beside nnU-Net v2 and MONAI (DATA: the public sets; MINUTES; hours)
+	@test -n "$(DATA)" || { echo "Name the folder with the public sets: make bench-learning DATA=…"; exit 2; }
+	@$(BIN)/python benchmarks/learning --data "$(DATA)" --minutes $(or $(MINUTES),10) --peers .venv-peers/bin/python
+
 clean:  ## Remove the virtual environment and caches (data in NOCTURNE_HOME stays)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info benchmarks/work
+	rm -rf $(VENV) .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info benchmarks/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

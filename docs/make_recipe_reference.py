@@ -1,4 +1,4 @@
-"""Write docs/recipe.md from the recipe's own types, so that the reference cannot fall behind.
+"""Write docs/recipe.md and docs/networks.md from the code, so that the references cannot fall behind.
 
 python docs/make_recipe_reference.py
 """
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from models.networks import NETWORKS, Entry
 from models.recipe import Recipe
 
 HEAD = """# The recipe's reference
@@ -22,10 +23,37 @@ Written by `python docs/make_recipe_reference.py` from `models/recipe/`. A recip
 "auto" lets the planner decide; what it decided, and why, is in the report.
 """
 
+NETWORKS_HEAD = """# The networks
+
+Written by `python docs/make_recipe_reference.py` from the one table in `models/networks/__init__.py`. A recipe names a
+network by `network.name`; "auto" takes `unet`, `resnet`, `patient_attention`, `retinanet` or `gan`, as its kind asks
+for. A network is added by one builder and one entry there: its tests, its planning and this page follow.
+
+"""
+
 
 def reference() -> str:
     """The whole page, as Markdown."""
     return HEAD + "".join(_section(Recipe, ""))
+
+
+def networks() -> str:
+    """The table of networks, as Markdown."""
+    lines = [NETWORKS_HEAD, "| `network.name` | for | dimensions | what it is | besides |\n|---|---|---|---|---|\n"]
+    for name, entry in NETWORKS.items():
+        kinds, dimensions = ", ".join(sorted(entry.kinds)), " and ".join(f"{d}-D" for d in sorted(entry.dimensions))
+        lines.append(f"| `{name}` | {kinds} | {dimensions} | {entry.description} | {_besides(entry)} |\n")
+    return "".join(lines)
+
+
+def _besides(entry: Entry) -> str:
+    told = {
+        "deep supervision": entry.deep_supervision,
+        "stochastic depth": entry.stochastic_depth,
+        "own widths": bool(entry.own_widths),
+        "a patient's series as one case": entry.sets,
+    }
+    return ", ".join(what for what, so in told.items() if so)
 
 
 def _section(model: type[BaseModel], path: str) -> Iterator[str]:
@@ -83,3 +111,4 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 if __name__ == "__main__":
     Path(__file__).with_name("recipe.md").write_text(reference(), encoding="utf-8")
+    Path(__file__).with_name("networks.md").write_text(networks(), encoding="utf-8")
