@@ -40,6 +40,12 @@ def test_one_that_sees_a_single_image_is_refused_with_those_that_can() -> None:
     assert refused.value.where == "network.name"
 
 
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_images_of_a_set_are_not_blended(name: str) -> None:
+    with pytest.raises(ValueError, match=r"blend single images, not a patient's series"):
+        plan(train={name: 0.2, "epochs": 2})
+
+
 def test_an_epoch_is_every_patient_once() -> None:
     planned = plan(train={"epochs": 5, "batch_size": 8})
     assert planned.train.steps_per_epoch == 5
