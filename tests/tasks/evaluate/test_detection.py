@@ -50,7 +50,7 @@ A, B, C = (0, 0, 0), (2, 20, 20), (2, 40, 40)
 def judged(
     samples: Iterable[DetectionSample], names: Sequence[str] = ("spot",), threshold: float = 0.5, key: str = "p"
 ) -> tuple[Evaluation, pd.DataFrame, list[Picture]]:
-    return evaluate_detection(samples, names, RULE, threshold, package=key, dataset="d", bootstrap=200)
+    return evaluate_detection(samples, names, RULE, threshold, package=key, dataset="d", bootstrap=100)
 
 
 def cohort(sure: float = 0.9) -> list[DetectionSample]:
@@ -90,7 +90,8 @@ def test_by_hand() -> None:
 
 
 def test_intervals_are_of_patients() -> None:
-    low, high = (judged(cohort())[0].of("froc").low, judged(cohort())[0].of("froc").high)
+    interval = judged(cohort())[0].of("froc")
+    low, high = interval.low, interval.high
     assert low is not None
     assert high is not None
     assert 0 <= low <= 2 / 3 <= high <= 1
@@ -137,13 +138,13 @@ def test_champion_and_challenger_are_compared_case_by_case() -> None:
     old, before, _ = judged(cohort(), key="old")
     better = [*cohort()[1:], sample(1, truth_at([A, B]), marks_at([A, B], [0.9, 0.7]))]
     new, after, _ = judged(better, key="new")
-    comparison = compare_detection(before, after, old, new, bootstrap=200)
+    comparison = compare_detection(before, after, old, new, bootstrap=100)
     assert comparison.primary == "froc"
     assert comparison.primary_difference.value == pytest.approx(1 / 3)
     assert (comparison.n_cases, comparison.n_patients, comparison.n_unmatched) == (4, 4, 0)
     assert {d.metric for d in comparison.differences} >= {"froc", "average_precision", "sensitivity"}
     part = after[after["case"] != "case4"]
-    assert compare_detection(before, part, old, new, bootstrap=200).n_unmatched == 1
+    assert compare_detection(before, part, old, new, bootstrap=100).n_unmatched == 1
     with pytest.raises(NothingToDoError, match="common case"):
         compare_detection(before, after.assign(case="other"), old, new)
 
