@@ -74,7 +74,7 @@ def test_drops_what_it_is_told_to_while_training_alone(variant: Variant) -> None
                 assert torch.equal(network(images), network(images))
 
 
-@each
+@each_once
 def test_computes_in_bfloat16(variant: Variant) -> None:
     network = build(variant.plan())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -83,7 +83,7 @@ def test_computes_in_bfloat16(variant: Variant) -> None:
     assert torch.isfinite(logits.float()).all()
 
 
-@each
+@each_once
 def test_weights_survive_safetensors(variant: Variant) -> None:
     torch.manual_seed(0)
     first, second = build(variant.plan()).eval(), build(variant.plan()).eval()
@@ -238,6 +238,7 @@ def test_all_that_do_not_name_monai_run_without_it() -> None:
         "    if entry.package != 'monai':\n"
         "        widths = tuple(w // 16 for w in entry.own_widths) or (4, 8, 8)\n"
         "        values = dict(dimensions=max(entry.dimensions), in_channels=1, out_channels=2, features=widths)\n"
+        "        values['size'] = (16, 16, 16)\n"
         "        build(NetworkPlan(name=name, **values))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
