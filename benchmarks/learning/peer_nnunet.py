@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 folder, budget, threads = Path(sys.argv[1]).absolute(), float(sys.argv[2]), int(sys.argv[3])
-for part in ("raw", "preprocessed", "results"):
+for part in ("raw", "preprocessed", "results", "predicted"):
     (folder / part).mkdir(exist_ok=True)
     os.environ[f"nnUNet_{part}"] = str(folder / part)
 os.environ |= {"nnUNet_n_proc_DA": str(threads), "nnUNet_compile": "f", "OMP_NUM_THREADS": str(threads)}

@@ -102,7 +102,8 @@ def _reaches_past_the_map(network: nn.Module, images: Tensor) -> bool:
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             extents = inputs[0].shape[2:]
-            found.append(any(k > n for k, n in zip(module.kernel_size, extents, strict=True)))
+            reach = (d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True))
+            found.append(any(r > n for r, n in zip(reach, extents, strict=True)))
 
     trial = copy.deepcopy(network).eval()
     for module in trial.modules():
