@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from models.errors import RecipeError
-from models.networks import NETWORKS, build
+from models.networks import build
 from models.plan import NetworkPlan
 from tests.models.networks.variants import SIZES, Variant, planar, variants
 
@@ -158,20 +158,20 @@ def test_the_same_seed_gives_the_same_weights(variant: Variant) -> None:
 segmenting = [v for v in variants() if v.segments]
 
 
+@pytest.mark.parametrize("variant", [v for v in planar(segmenting) if v.entry.deep_supervision], ids=lambda v: v.name)
+def test_supervises_coarser_levels_only_while_training(variant: Variant) -> None:
+    network = build(variant.plan(deep_supervision=True, features=(4, 8, 8, 12, 12)))
+    sizes = {2: (32, 32), 3: (16, 16, 32)}
+    heads = network(variant.images(sizes))
+    assert len(heads) > 1
+    assert heads[0].shape == (2, 3, *sizes[variant.dimensions])
+    sum(h.mean() for h in heads).backward()
+    assert all(p.grad is not None for p in network.parameters())
+    assert isinstance(network.eval()(variant.images(sizes)), Tensor)
+
+
 @pytest.mark.parametrize("variant", planar(segmenting), ids=lambda v: v.name)
 class TestSegmentation:
-    def test_supervises_coarser_levels_only_while_training(self, variant: Variant) -> None:
-        if not NETWORKS[variant.name].deep_supervision:
-            pytest.skip("this network has no deep supervision")
-        network = build(variant.plan(deep_supervision=True, features=(4, 8, 8, 12, 12)))
-        sizes = {2: (32, 32), 3: (16, 16, 32)}
-        heads = network(variant.images(sizes))
-        assert len(heads) > 1
-        assert heads[0].shape == (2, 3, *sizes[variant.dimensions])
-        sum(h.mean() for h in heads).backward()
-        assert all(p.grad is not None for p in network.parameters())
-        assert isinstance(network.eval()(variant.images(sizes)), Tensor)
-
     def test_an_image_of_a_single_coarsest_voxel_still_has_statistics(self, variant: Variant) -> None:
         network = build(variant.plan())
         tiny = {2: (8, 8), 3: (8, 8, 8)}
