@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows.environment import open_stores
-from models.dataset import DatasetRow
 from models.errors import IntegrityError, NocturneError, NotFoundError
 from models.settings import Settings
 from tasks.stores.house import Stores
@@ -139,15 +138,22 @@ def _stored(stores: Stores, *, repair: bool) -> Iterator[Check]:
     images = {row.volume for row in catalog.find(VolumeRow)}
     masks = {row.label for row in catalog.find(LabelRow, LabelRow.source != "CSV")}
     found = {row.prediction for row in catalog.find(PredictionRow)}
-    made = {row.volume for ref in catalog.find(DatasetRecord) for row in _rows(stores, ref.dataset) if row.synthetic}
     packages = {row.package for row in catalog.find(PackageRow)}
     evaluations = {row.evaluation for row in catalog.find(EvaluationRow)}
+    made: set[str] = set()
+    unread: list[str] = []
     if repair:
+        made, unread = _made(stores)
+        if unread:
+            told = f"{len(unread)} damaged: {', '.join(key[:12] for key in unread)}"
+            yield Check("datasets", told, "restore them from a backup; leftovers among volumes stay", failed=True)
         yield _damaged("volumes", images, stores.volumes.place, lambda key: stores.volumes.open(key).read())
         yield _damaged("masks", masks | found, stores.volumes.place, lambda key: stores.volumes.open_mask(key).read())
     volumes, everything = stores.volumes.place, images | masks
     advice = "ingest their studies again: what is there is left alone"
-    yield _complete("volumes", volumes, everything, everything | found | made, advice, repair=repair)
+    yield _complete(
+        "volumes", volumes, everything, None if unread else everything | found | made, advice, repair=repair
+    )
     place, advice = stores.packages.place, "restore the folder from a backup, or run `nocturne retrain` again"
     yield _complete("packages", place, packages, packages, advice, repair=repair)
     # Reports lie beside evaluations and are made again when they are asked for.
@@ -155,8 +161,18 @@ def _stored(stores: Stores, *, repair: bool) -> Iterator[Check]:
     yield _complete("evaluations", stores.evaluations.place, evaluations, None, advice, repair=repair)
 
 
-def _rows(stores: Stores, dataset: str) -> tuple[DatasetRow, ...]:
-    return stores.datasets.read(dataset).rows if stores.datasets.place.exists(dataset) else ()
+def _made(stores: Stores) -> tuple[set[str], list[str]]:
+    """The made images of all datasets, and the datasets that cannot be read."""
+    made: set[str] = set()
+    unread: list[str] = []
+    for record in stores.catalog.find(DatasetRecord):
+        try:
+            made |= {row.volume for row in stores.datasets.read(record.dataset).rows if row.synthetic}
+        except NotFoundError:
+            continue
+        except IntegrityError:
+            unread.append(record.dataset)
+    return made, unread
 
 
 def _damaged(name: str, keys: Iterable[str], place: Place, read: Callable[[str], object]) -> Check:

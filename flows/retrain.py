@@ -55,7 +55,7 @@ def retrain(
     if approval and registering.would_serve(stores, package, evaluation, before, comparison):
         word = word_of_a_person(stores, recipe.name, evaluation, before, comparison, approval_hours)
     registered = registering.register(stores, package, evaluation, before, comparison, word)
-    report = evaluating.report(stores, evaluation, before, registered, judged_without(stores, recipe, real))
+    report = evaluating.report(stores, evaluation, before, registered, judged_without(stores, recipe, real, followed))
     registering.attach(stores, registered, report)
 
     show_evaluation(stores, evaluation, registered, report)

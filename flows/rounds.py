@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import signal
 import threading
@@ -14,6 +13,7 @@ from types import FrameType
 
 from models.errors import NocturneError, SettingsError, is_transient
 from tasks.stores.heartbeats import Heartbeat
+from tasks.stores.locks import held
 
 _BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.25
@@ -122,16 +122,11 @@ class Rounds:
 @contextmanager
 def alone(home: Path, name: str) -> Iterator[None]:
     """One process of this name for one home. Raises SettingsError where another one has it."""
-    folder = home / "run"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(
-                "another process of this name runs on this home folder",
-                where=name,
-                hint="stop it first; `nocturne status` shows what runs",
-                reason="runs-already",
-            ) from None
+    taken = SettingsError(
+        "another process of this name runs on this home folder",
+        where=name,
+        hint="stop it first; `nocturne status` shows what runs",
+        reason="runs-already",
+    )
+    with held(home / "run" / f"{name}.lock", taken):
         yield

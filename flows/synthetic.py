@@ -5,7 +5,7 @@ from __future__ import annotations
 from flows.night import for_this_night, one_training_at_a_time
 from models.errors import NotFoundError
 from models.recipe import Recipe
-from models.refs import DatasetRef, EvaluationRef
+from models.refs import DatasetRef, EvaluationRef, PackageRef
 from tasks.evaluate import door as evaluating
 from tasks.predict import door as predicting
 from tasks.preprocess import door as preprocessing
@@ -28,15 +28,18 @@ def with_made_images(stores: Stores, recipe: Recipe, dataset: DatasetRef) -> Dat
     return predicting.synthesise(stores, recipe, dataset, source)
 
 
-def judged_without(stores: Stores, recipe: Recipe, dataset: DatasetRef) -> EvaluationRef | None:
+def judged_without(
+    stores: Stores, recipe: Recipe, dataset: DatasetRef, followed: PackageRef | None
+) -> EvaluationRef | None:
     """The same recipe, learnt from the real images alone, on the same test patients; None where none were made.
 
+    It starts from `followed` too, so that made images are all that differs.
     It takes as long as the training itself, once per dataset.
     """
     if recipe.synthetic is None:
         return None
-    plan = preprocessing.plan(stores, recipe, dataset, None)
+    plan = preprocessing.plan(stores, recipe, dataset, followed)
     prepared = preprocessing.prepare(stores, recipe, plan)
     with one_training_at_a_time():
-        package = training.train(stores, recipe, plan, prepared, None, ())
+        package = training.train(stores, recipe, plan, prepared, followed, ())
     return evaluating.evaluate(stores, package, dataset)

@@ -77,8 +77,8 @@ class ResNet(nn.Module):
             spread = dilation if level == self.levels - 1 else 1
             stage = []
             for _ in range(count):
-                kind = _Bottleneck if bottleneck else _Basic
-                stage.append(kind(plan.dimensions, (width, after), kernels[level], stride, spread, next(rates)))
+                unit = _bottleneck if bottleneck else _basic
+                stage.append(unit(plan.dimensions, (width, after), kernels[level], stride, spread, next(rates)))
                 width, stride = after, (1,) * plan.dimensions
             self.add_module(f"layer{level + 1}", nn.Sequential(*stage))
         if classify:
@@ -101,64 +101,54 @@ class ResNet(nn.Module):
         return logits
 
 
-class _Basic(nn.Module):
+class _Unit(nn.Module):
+    """Convolutions with a norm each, added to a shortcut; torchvision's names for both kinds."""
+
+    def __init__(self, convolutions: Sequence[nn.Module], shortcut: nn.Module | None, skipped: float) -> None:
+        super().__init__()
+        self.names = [(f"conv{i}", f"bn{i}") for i in range(1, len(convolutions) + 1)]
+        for (conv, bn), convolution in zip(self.names, convolutions, strict=True):
+            self.add_module(conv, convolution)
+            self.add_module(bn, SteadyBatchNorm(len(convolution.get_parameter("weight"))))
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut
+        self.skip = StochasticDepth(skipped)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, before, …) → (b, after, … / stride)."""
+        y = x
+        for conv, bn in self.names:
+            y = self.get_submodule(bn)(self.get_submodule(conv)(y))
+            if (conv, bn) != self.names[-1]:
+                y = self.relu(y)
+        whole: Tensor = self.skip(y) + (x if self.downsample is None else self.downsample(x))
+        return self.relu(whole)
+
+
+def _basic(
+    d: int, channels: tuple[int, int], kernel: Sequence[int], stride: Sequence[int], dilation: int, skipped: float
+) -> _Unit:
     """Two convolutions of the plan's kernel."""
-
-    def __init__(
-        self,
-        dimensions: int,
-        channels: tuple[int, int],
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        dilation: int,
-        skipped: float,
-    ) -> None:
-        super().__init__()
-        before, after = channels
-        self.conv1 = _conv(dimensions, before, after, kernel, stride, dilation)
-        self.bn1 = SteadyBatchNorm(after)
-        self.conv2 = _conv(dimensions, after, after, kernel, (1,) * dimensions, dilation)
-        self.bn2 = SteadyBatchNorm(after)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _downsample(dimensions, channels, stride)
-        self.skip = StochasticDepth(skipped)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.skip(self.bn2(self.conv2(y)))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+    before, after = channels
+    convolutions = [
+        _conv(d, before, after, kernel, stride, dilation),
+        _conv(d, after, after, kernel, (1,) * d, dilation),
+    ]
+    return _Unit(convolutions, _downsample(d, channels, stride), skipped)
 
 
-class _Bottleneck(nn.Module):
+def _bottleneck(
+    d: int, channels: tuple[int, int], kernel: Sequence[int], stride: Sequence[int], dilation: int, skipped: float
+) -> _Unit:
     """A convolution of the plan's kernel between two of size 1."""
-
-    def __init__(
-        self,
-        dimensions: int,
-        channels: tuple[int, int],
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        dilation: int,
-        skipped: float,
-    ) -> None:
-        super().__init__()
-        before, after = channels
-        inner, ones = after // NARROWING, (1,) * dimensions
-        self.conv1 = _conv(dimensions, before, inner, ones, ones)
-        self.bn1 = SteadyBatchNorm(inner)
-        self.conv2 = _conv(dimensions, inner, inner, kernel, stride, dilation)
-        self.bn2 = SteadyBatchNorm(inner)
-        self.conv3 = _conv(dimensions, inner, after, ones, ones)
-        self.bn3 = SteadyBatchNorm(after)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _downsample(dimensions, channels, stride)
-        self.skip = StochasticDepth(skipped)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.skip(self.bn3(self.conv3(y)))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+    before, after = channels
+    inner, ones = after // NARROWING, (1,) * d
+    convolutions = [
+        _conv(d, before, inner, ones, ones),
+        _conv(d, inner, inner, kernel, stride, dilation),
+        _conv(d, inner, after, ones, ones),
+    ]
+    return _Unit(convolutions, _downsample(d, channels, stride), skipped)
 
 
 class DenseNet(nn.Module):

@@ -143,6 +143,11 @@ class Recipe(Part):
         return self.kind == "segmentation" or (self.kind == "detection" and self.detection.segments)
 
     @property
+    def background(self) -> bool:
+        """Whether the network's first output is what belongs to no class."""
+        return self.segments and not self.labels.regions
+
+    @property
     def key(self) -> str:
         """Content hash: two recipes that mean the same have the same key."""
         return content_key("recipe", self.model_dump(mode="json"))

@@ -97,6 +97,21 @@ class Augment(Part):
     gamma_inverted: Share = 0.1
     gamma_range: tuple[float, float] = (0.7, 1.5)
 
+    @classmethod
+    def none(cls) -> Self:
+        """Images as they are."""
+        return cls(
+            rotation=0,
+            scaling=0,
+            noise=0,
+            blur=0,
+            brightness=0,
+            contrast=0,
+            low_resolution=0,
+            gamma=0,
+            gamma_inverted=0,
+        )
+
 
 class Start(Part):
     """Where the weights come from, and how much of the old a fine-tuned model sees again."""

@@ -61,10 +61,9 @@ def misfit(recipe: Recipe) -> str | None:
 
 def misfitting_weights(recipe: Recipe, weights: Sequence[float], classes: int) -> str | None:
     """Why weights that were given cannot be those of `classes` classes."""
-    background = recipe.segments and not recipe.labels.regions
-    needed = classes + background
+    needed = classes + recipe.background
     if weights and (len(weights) != needed or min(weights) <= 0):
-        form = f"{classes} classes" + (" and the background before them" if background else "")
+        form = f"{classes} classes" + (" and the background before them" if recipe.background else "")
         return f'train.class_weights: {needed} positive numbers, for {form}; or "auto"'
     return None
 

@@ -57,8 +57,8 @@ def evaluate_synthesis(
             f"{len(images.cases)} test images are too few to compare with", hint="label more patients"
         )
     sets = [fixed_features(torch.from_numpy(x)) for x in (images.real, images.made, images.partners)]
-    gaps = nearest(images.made, images.training)
-    limit = float(np.quantile(nearest(images.real, images.training), COPY_QUANTILE))
+    gaps, _ = nearest(images.made, images.training)
+    limit = float(np.quantile(nearest(images.real, images.training)[0], COPY_QUANTILE))
     copied = gaps < limit
     found: list[MetricSummary] = []
     classes = np.asarray(images.classes)

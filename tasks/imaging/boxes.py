@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from models.networks.retinanet import anchors, decoded, flattened, pyramid_strid
 from models.plan import IntTriple, NetworkPlan, Plan
 from tasks.imaging.detection import Floats, Lesions, box_iou, boxed_lesions, intersections
 from tasks.imaging.device import Precision, autocast
-from tasks.imaging.sliding import Planes, image_tiles
+from tasks.imaging.sliding import Planes, image_tiles, mirrored
 
 FLOOR = 0.05
 """Confidence below which a box is none."""
@@ -26,8 +25,6 @@ OVERLAP = 0.2
 """Intersection over union from which two boxes are of one lesion: lesions seldom overlap, …"""
 WITHIN = 0.6
 """… or share of the smaller box that lies in the other."""
-
-_AXES = {"z": -3, "y": -2, "x": -1}
 
 
 @torch.inference_mode()
@@ -162,9 +159,8 @@ def _of_tiles(
     """What is found in each of `tiles` (n, c, z, y, x), in its own voxels; mirrored copies add theirs."""
     flat = plan.dimensions == 2
     images = tiles[:, :, 0] if flat else tiles
-    axes = [_AXES[a] for a in mirror_axes if not flat or a != "z"]
     found = [[_Boxes.none()] for _ in tiles]
-    for flip in (c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)):
+    for flip in mirrored(mirror_axes, flat=flat):
         with autocast(images.device, precision):
             levels = network(images.flip(flip) if flip else images)
         predicted, places = flattened(levels), torch.cat(anchors(levels, pyramid_strides(plan)))

@@ -85,10 +85,9 @@ def _square_root(matrix: Floats) -> Floats:
     return scaled
 
 
-def nearest(images: NDArray[Any], others: NDArray[Any]) -> Floats:
-    """The least root mean square difference of each image (n, …) from any of `others` (m, …), in their unit."""
+def nearest(images: NDArray[Any], others: NDArray[Any]) -> tuple[Floats, NDArray[np.intp]]:
+    """The least root mean square difference of each image (n, …) from any of `others` (m, …), and from which."""
     one = images.reshape(len(images), -1).astype(np.float64)
     two = others.reshape(len(others), -1).astype(np.float64)
     squares = (one**2).sum(1)[:, None] - 2 * one @ two.T + (two**2).sum(1)
-    best: Floats = np.sqrt(np.clip(squares.min(1), 0, None) / one.shape[1])
-    return best
+    return np.sqrt(np.clip(squares.min(1), 0, None) / one.shape[1]), squares.argmin(1)

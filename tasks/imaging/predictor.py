@@ -102,10 +102,7 @@ class Predictor:
         `clinical` are the values of the plan's variables, as text; what is not told is missing.
         """
         with memory_told(self.package.key):
-            prepared = [self._prepared(part, array, geometry) for part in self.parts]
-            pairs = zip(self.parts, prepared, strict=True)
-            said = [part.share * self._classified(part, one, clinical) for part, one in pairs]
-        return self._settled(said)
+            return self._said([self._prepared(part, array, geometry) for part in self.parts], clinical)
 
     def classify_many(
         self, images: Iterable[tuple[NDArray[Any], Geometry]], clinical: Sequence[str] = ()
@@ -114,12 +111,12 @@ class Predictor:
         with memory_told(self.package.key):
             # One after the other: a patient may have more scans than fit into memory as they are.
             prepared = [[self._prepared(part, *image) for part in self.parts] for image in images]
-            sets = [torch.stack(series) for series in zip(*prepared, strict=True)]
-            pairs = zip(self.parts, sets, strict=True)
-            said = [part.share * self._classified(part, one, clinical) for part, one in pairs]
-        return self._settled(said)
+            return self._said([torch.stack(series) for series in zip(*prepared, strict=True)], clinical)
 
-    def _settled(self, said: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    def _said(self, prepared: Sequence[Tensor], clinical: Sequence[str]) -> NDArray[np.float32]:
+        """Of the case as each part sees it."""
+        pairs = zip(self.parts, prepared, strict=True)
+        said = [part.share * self._classified(part, one, clinical) for part, one in pairs]
         independent = self.package.plan.activation == "sigmoid"
         return tempered(sum(said[1:], said[0]), self.package.temperature, independent=independent)
 

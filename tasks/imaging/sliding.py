@@ -157,8 +157,7 @@ def class_probabilities(
     `clinical` (b, v) goes to networks that take variables beside the images.
     """
     beside = () if clinical is None else (clinical,)
-    axes = [_AXES[a] for a in mirror_axes if images.ndim >= 5 or a != "z"]
-    flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
+    flips = mirrored(mirror_axes, flat=images.ndim < 5)
     total: Tensor | None = None
     for flip in flips:
         with autocast(images.device, precision):
@@ -169,6 +168,12 @@ def class_probabilities(
         total = probabilities if total is None else total.add_(probabilities)
     assert total is not None  # noqa: S101 - the image itself is one of its mirrored copies
     return total.div_(len(flips)) if len(flips) > 1 else total
+
+
+def mirrored(mirror_axes: Sequence[str], *, flat: bool) -> list[tuple[int, ...]]:
+    """All combinations of these axes, none of them first; slices alone (`flat`) have no z."""
+    axes = [_AXES[a] for a in mirror_axes if not flat or a != "z"]
+    return [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
 
 
 class Whole:

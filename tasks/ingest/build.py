@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import select as sql_select
@@ -20,7 +20,7 @@ from tasks.ingest.patients import whole_patients
 from tasks.ingest.splits import place, strata
 from tasks.stores.catalog import Catalog
 from tasks.stores.clinical import clinical_values
-from tasks.stores.datasets import DatasetStore
+from tasks.stores.datasets import DatasetStore, record_of
 from tasks.stores.tables import DatasetRecord, LabelRow, VolumeRow
 from tasks.stores.volumes import VolumeStore
 
@@ -75,7 +75,7 @@ def build_dataset(
         existed = session.get(DatasetRecord, dataset.key) is not None
         ref = store.write(dataset)
         if not existed:
-            catalog.insert(session, _record(dataset))
+            catalog.insert(session, record_of(dataset))
     return DatasetBuild(ref, dataset, tuple(sorted(exclusions, key=lambda e: (e.reason, e.subject))), existed)
 
 
@@ -164,14 +164,3 @@ def _check_channels(recipe: Recipe, dataset: Dataset) -> None:
                 where=recipe.name,
                 hint="see the rules of this channel in `images.channels`, or leave it out",
             )
-
-
-def _record(dataset: Dataset) -> DatasetRecord:
-    counts: Mapping[SplitName, tuple[int, int]] = dataset.counts()
-    return DatasetRecord(
-        dataset=dataset.key,
-        name=dataset.name,
-        kind=dataset.kind,
-        classes=list(dataset.classes),
-        counts={split: list(pair) for split, pair in counts.items()},
-    )

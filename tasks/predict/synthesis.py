@@ -22,6 +22,7 @@ from models.volume import Volume
 from tasks.imaging.predictor import Predictor
 from tasks.predict.warm import alone_on, predictor_for
 from tasks.progress import stage
+from tasks.stores.datasets import record_of
 from tasks.stores.house import Stores
 from tasks.stores.tables import DatasetRecord
 
@@ -49,15 +50,7 @@ def add_synthetic(stores: Stores, recipe: Recipe, ref: DatasetRef, source: Packa
     whole = Dataset(dataset.name, dataset.kind, dataset.classes, (*dataset.rows, *rows), dataset.variables)
     added = stores.datasets.write(whole)
     if stores.catalog.get(DatasetRecord, added.key) is None:
-        stores.catalog.add(
-            DatasetRecord(
-                dataset=added.key,
-                name=whole.name,
-                kind=whole.kind,
-                classes=list(whole.classes),
-                counts={split: list(pair) for split, pair in whole.counts().items()},
-            )
-        )
+        stores.catalog.add(record_of(whole))
     return added
 
 

@@ -5,23 +5,10 @@ which learn from each other bear.
 from __future__ import annotations
 
 from models.plan import Normalisation, Plan
-from models.recipe import Recipe
+from models.recipe import Augment, Recipe
 
 NETWORK = "gan"
 RATE = 2e-4
-_OFF = (
-    "rotation",
-    "scaling",
-    "shift",
-    "elastic",
-    "noise",
-    "blur",
-    "brightness",
-    "contrast",
-    "low_resolution",
-    "gamma",
-    "gamma_inverted",
-)
 
 
 def adapted(plan: Plan, recipe: Recipe) -> Plan:
@@ -32,7 +19,7 @@ def adapted(plan: Plan, recipe: Recipe) -> Plan:
     wish = recipe.train
     train = plan.train.model_copy(
         update={
-            "augment": recipe.augment.model_copy(update=dict.fromkeys(_OFF, 0.0)),
+            "augment": Augment.none(),
             "learning_rate": RATE if wish.learning_rate == "auto" else wish.learning_rate,
             "weight_decay": 0.0,
             "schedule": "constant" if wish.schedule == "auto" else wish.schedule,

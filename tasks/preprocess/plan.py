@@ -137,8 +137,7 @@ def _outputs(recipe: Recipe, classes: Sequence[str]) -> int:
             where="labels.regions",
             hint="name fewer in labels.classes",
         )
-    background = recipe.segments and not recipe.labels.regions
-    return len(classes) + background
+    return len(classes) + recipe.background
 
 
 # -- preparing --------------------------------------------------------------------------------------------------

@@ -138,8 +138,9 @@ def _modalities(stores: Stores, recipe: Recipe, dataset: Dataset) -> tuple[str, 
     found = []
     for place, channel in enumerate(recipe.images.channels):
         keys = [row.channels[place - 1] if place else row.volume for row in dataset.split("train")]
-        rows = (stores.catalog.get(VolumeRow, key) for key in keys if key) if len(channel.modality) > 1 else ()
-        found.append(_commonest(row.modality for row in rows if row) if rows else channel.modality[0])
+        asked = sorted({key for key in keys if key}) if len(channel.modality) > 1 else []
+        rows = stores.catalog.find(VolumeRow, VolumeRow.volume.in_(asked)) if asked else []
+        found.append(_commonest(row.modality for row in rows) if rows else channel.modality[0])
     return tuple(found)
 
 

@@ -54,9 +54,9 @@ def serving(stores: Stores, names: tuple[str, ...], *, shadow: bool) -> tuple[Se
     champions, shadows = [], []
     for name in names or known:
         version = promotion.serving(stores.registry, stores.catalog, name)
-        if not names and version and _makes_images(stores, version.package):
-            continue  # it says nothing of a study
         challenger = stores.registry.challenger(name) if shadow else None
+        if not names and any(v and _makes_images(stores, v.package) for v in (version, challenger)):
+            continue  # it says nothing of a study
         if version and version.package:
             champions.append(Serving(name=name, version=version.version, package=PackageRef.to(version.package)))
         if challenger and challenger.package and not (version and version.package == challenger.package):

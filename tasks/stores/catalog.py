@@ -5,7 +5,6 @@ SQLite (WAL, foreign keys on) by default, PostgreSQL when outgrown; the same mod
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.errors import IntegrityError, ServiceUnavailableError, SettingsError, StoreBusyError
+from tasks.stores.locks import held
 from tasks.stores.tables import Base
 
 HEAD = "0003"
@@ -135,9 +135,9 @@ class Catalog:
         """One thread of one process at a time does `what` on this database; others wait. Holds no table locked."""
         if not self._lite:
             key = {"key": int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], signed=True)}
-            with ExitStack() as held:
+            with ExitStack() as stack:
                 with _healing():
-                    connection = held.enter_context(self.engine.connect())
+                    connection = stack.enter_context(self.engine.connect())
                     connection.execute(text("SELECT pg_advisory_lock(:key)"), key)
                     connection.commit()  # the lock is the session's: no transaction has to stay open for it
                 try:
@@ -150,8 +150,7 @@ class Catalog:
             with self._lock:
                 yield
             return
-        with Path(f"{self.url.database}.{what}.lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with held(Path(f"{self.url.database}.{what}.lock")):
             yield
 
 

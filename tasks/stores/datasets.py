@@ -15,6 +15,7 @@ from models.dataset import Dataset, DatasetRow
 from models.errors import IntegrityError
 from models.refs import DatasetRef
 from tasks.stores.places import Place, open_place
+from tasks.stores.tables import DatasetRecord
 
 ROWS = "rows.parquet"
 HEADER = "dataset.json"
@@ -57,6 +58,17 @@ class DatasetStore:
             raise _damaged(key, "does not match its hash")
         _checked(frame, key)
         return dataset
+
+
+def record_of(dataset: Dataset) -> DatasetRecord:
+    """The catalog's row of a manifest."""
+    return DatasetRecord(
+        dataset=dataset.key,
+        name=dataset.name,
+        kind=dataset.kind,
+        classes=list(dataset.classes),
+        counts={split: list(pair) for split, pair in dataset.counts().items()},
+    )
 
 
 def _checked(frame: pd.DataFrame, key: str) -> pd.DataFrame:

@@ -6,7 +6,6 @@ Every call goes through one client with its own URI: MLflow's global state is ne
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -31,6 +30,7 @@ from models.errors import (
     StoreBusyError,
 )
 from models.package import CARD_FILE, WEIGHTS_FILE, ModelPackage
+from tasks.stores.locks import held
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -454,9 +454,7 @@ def _file_lock(database: Path | None) -> Iterator[None]:
     if database is None:
         yield
         return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f"{database.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(database.with_name(f"{database.name}.lock")):
         yield
 
 

@@ -20,7 +20,7 @@ from models.refs import PackageRef, PlanRef
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_description, read_package, write_package, write_weights
 from tasks.stores.tables import PackageRow, PlanRow
-from tasks.train.stored import train_package
+from tasks.train.stored import commit_package, train_package
 
 Loaded = tuple[ModelPackage, Mapping[str, Tensor]]
 _WHERE = "infer.ensemble"
@@ -112,12 +112,7 @@ def bind_packages(stores: Stores, recipe: Recipe, own: PackageRef, others: Seque
                 digest = write_weights(staged, weights)
                 write_package(staged, package.model_copy(update={"weights_sha256": digest}))
                 stores.packages.publish(staged, key)
-        described = read_description(stores.packages.local(key))
-        stores.catalog.add(
-            PackageRow(
-                package=key, name=recipe.name, dataset=described.dataset, weights_sha256=described.weights_sha256
-            )
-        )
+        commit_package(stores, recipe, read_description(stores.packages.local(own.key)).dataset, key)
     return PackageRef.to(key)
 
 

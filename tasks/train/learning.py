@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import multiprocessing
 import threading
@@ -20,6 +19,7 @@ from torch import nn
 from models.dataset import DatasetRow
 from models.package import TrainingRecord
 from tasks.imaging.device import Precision, choose_device
+from tasks.stores.locks import held
 from tasks.train.checkpoint import Checkpoints
 from tasks.train.folds import Share
 from tasks.train.learner import Learner
@@ -146,9 +146,7 @@ def _learn_apart(job: Job, place: int) -> None:
 @contextmanager
 def _alone(workspace: Path) -> Iterator[None]:
     """Wait until no other process learns here: one that its parent's end stops still saves where it stands."""
-    workspace.mkdir(parents=True, exist_ok=True)
-    with (workspace / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with held(workspace / "lock"):
         yield
 
 

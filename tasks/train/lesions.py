@@ -17,25 +17,20 @@ from tasks.imaging.device import Precision
 from tasks.imaging.froc import Marks, best_threshold, froc
 from tasks.imaging.sliding import Whole
 from tasks.train.patches import Case, Cases
-from tasks.train.validate import LEAST_TO_CHOOSE, Cancelled
+from tasks.train.validate import Cancelled, OverCases
 
 Pair = tuple[Lesions, Lesions]
 """What was found in a case, and the truth."""
 
 
 @dataclass(frozen=True)
-class BoxValidation:
+class BoxValidation(OverCases):
     """Whole prepared cases, tile by tile; the metric is the mean FROC over the classes."""
 
     cases: Cases
     plan: Plan
     device: torch.device
     name: str = "froc"
-
-    @property
-    def decisive(self) -> bool:
-        """Whether there are enough cases to choose weights by."""
-        return len(self.cases) >= LEAST_TO_CHOOSE
 
     def __call__(self, network: nn.Module, precision: Precision, cancelled: Cancelled) -> float:
         """Mean FROC; 0 without a lesion. Raises InterruptedError once `cancelled`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from models.plan import Fingerprint, Plan
 from models.recipe import Recipe
 from models.refs import PackageRef, PlanRef
 from tasks.stores.house import Stores
+from tasks.stores.locks import held
 from tasks.stores.packages import read_description
 from tasks.stores.prepared import prepared_keys
 from tasks.stores.tables import PackageRow, PlanRow
@@ -69,7 +69,7 @@ def train_package(stores: Stores, recipe: Recipe, ref: PlanRef, champion: Packag
                     unlabelled=[name for name in unlabelled_keys(recipe, plan) if stores.prepared.exists(name)],
                 )
                 stores.packages.publish(staged, key)
-        _commit(stores, recipe, row.dataset, key)
+        commit_package(stores, recipe, row.dataset, key)
         discard_checkpoints(workspace)
     return PackageRef.to(key)
 
@@ -85,7 +85,8 @@ def code_version() -> str:
     return told.stdout.strip() or "unknown"
 
 
-def _commit(stores: Stores, recipe: Recipe, dataset: str, key: str) -> None:
+def commit_package(stores: Stores, recipe: Recipe, dataset: str, key: str) -> None:
+    """The row by which a published package exists."""
     described = read_description(stores.packages.local(key))
     stores.catalog.add(
         PackageRow(package=key, name=recipe.name, dataset=dataset, weights_sha256=described.weights_sha256)
@@ -94,12 +95,8 @@ def _commit(stores: Stores, recipe: Recipe, dataset: str, key: str) -> None:
 
 @contextmanager
 def _alone(workspace: Path) -> Iterator[None]:
-    workspace.mkdir(parents=True, exist_ok=True)
-    with (workspace / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreBusyError(
-                "another process is training this very package", where=workspace.name, hint="wait for it to end"
-            ) from None
+    busy = StoreBusyError(
+        "another process is training this very package", where=workspace.name, hint="wait for it to end"
+    )
+    with held(workspace / "lock", busy):
         yield

@@ -28,19 +28,25 @@ LEAST_TO_CHOOSE = 10
 best moment was step 38 of 1,151 and useless."""
 
 
+class OverCases:
+    """What judgements over cases have in common."""
+
+    cases: Cases
+
+    @property
+    def decisive(self) -> bool:
+        """Whether there are enough cases to choose weights by."""
+        return len(self.cases) >= LEAST_TO_CHOOSE
+
+
 @dataclass(frozen=True)
-class MaskValidation:
+class MaskValidation(OverCases):
     """Whole prepared cases by sliding window; the metric is the mean Dice over the classes."""
 
     cases: Cases
     plan: Plan
     device: torch.device
     name: str = "dice"
-
-    @property
-    def decisive(self) -> bool:
-        """Whether there are enough cases to choose weights by."""
-        return len(self.cases) >= LEAST_TO_CHOOSE
 
     def __call__(self, network: nn.Module, precision: Precision, cancelled: Cancelled) -> float:
         """Mean over classes of the mean Dice over cases. Raises InterruptedError once `cancelled`."""
@@ -84,7 +90,7 @@ class MaskValidation:
 
 
 @dataclass(frozen=True)
-class ImageValidation:
+class ImageValidation(OverCases):
     """Whole images; the metric is the area under the ROC curve, over classes one against the rest.
 
     `targets` as the sampler's.
@@ -96,11 +102,6 @@ class ImageValidation:
     device: torch.device
     name: str = "auc"
     clinical: NDArray[np.float32] | None = None
-
-    @property
-    def decisive(self) -> bool:
-        """Whether there are enough cases to choose weights by."""
-        return len(self.cases) >= LEAST_TO_CHOOSE
 
     def __call__(self, network: nn.Module, precision: Precision, cancelled: Cancelled) -> float:
         """Mean AUC. Raises InterruptedError once `cancelled`."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from models.evaluation import Evaluation
 from models.geometry import Geometry
@@ -50,17 +49,14 @@ features = [4, 8]
 
 
 @pytest.fixture
-def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
+def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[Stores]:
     """An empty installation; what is prepared is prepared here, since a cluster takes longer to start."""
     monkeypatch.setattr(stored, "compute_client", lambda *_: nullcontext())
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     WARM.forget()
     stores = stores_at(tmp_path)
     yield stores
     stores.catalog.close()
     WARM.forget()
-    torch.set_num_threads(before)
 
 
 def learnt(stores: Stores, recipe: Recipe) -> tuple[PackageRef, Plan, Evaluation]:

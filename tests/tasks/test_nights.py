@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
 
 from models.errors import RecipeError
@@ -81,16 +80,13 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[House]:
     monkeypatch.setattr(stored, "compute_client", lambda *_: nullcontext())
     stores = stores_at(tmp_path)
     made = House(stores)
     made.patients(range(24))
     yield made
     stores.catalog.close()
-    torch.set_num_threads(threads)
 
 
 def test_the_champion_goes_on_with_what_is_new_and_rests_when_nothing_is(house: House) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 
 from models.dataset import Dataset, DatasetRow
-from models.evaluation import Comparison, Evaluation, LesionScore
+from models.evaluation import LesionScore
 from models.package import ModelPackage
 from models.schemas import CASE_METRICS_DETECTION, check
 from tasks.evaluate.comparison import compare_detection
@@ -60,8 +59,4 @@ def judge(
     return Judged(evaluation, check(frame, CASE_METRICS_DETECTION, where="evaluation"), tuple(pictures))
 
 
-def compare(
-    champion_cases: pd.DataFrame, challenger_cases: pd.DataFrame, champion: Evaluation, challenger: Evaluation
-) -> Comparison:
-    """Paired differences on the same test patients, each believed from its own confidence on."""
-    return compare_detection(champion_cases, challenger_cases, champion, challenger)
+compare = compare_detection

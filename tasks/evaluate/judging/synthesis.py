@@ -15,7 +15,7 @@ from models.hashing import content_key
 from models.networks.adversarial import Adversaries
 from models.package import ModelPackage
 from models.schemas import CASE_METRICS_SYNTHESIS, check
-from tasks.evaluate.judging import Judged
+from tasks.evaluate.judging import Judged, image_of
 from tasks.evaluate.synthesis import Images, MadeImages, compare_synthesis, evaluate_synthesis
 from tasks.imaging.likeness import nearest
 from tasks.imaging.montage import montage
@@ -88,7 +88,7 @@ def _prepared(stores: Stores, package: ModelPackage, rows: tuple[DatasetRow, ...
     """(n, c, z, y, x)."""
     found = []
     for row in rows:
-        volume = stores.volumes.open(row.volume).read()
+        volume = image_of(stores, package, row)
         found.append(prepare_image(volume.array, volume.geometry, package.plan.prepare).array)
     return np.stack(found)
 
@@ -101,7 +101,8 @@ def _beside(images: MadeImages, class_names: tuple[str, ...]) -> Picture:
     """Some made images, and under each the training image that is nearest to it."""
     chosen = np.linspace(0, len(images.made) - 1, min(_SHOWN, len(images.made))).round().astype(int)
     made = [_slice(images.made[i]) for i in chosen]
-    near = [_slice(images.training[_nearest_one(images.made[i], images.training)]) for i in chosen]
+    _, places = nearest(images.made[chosen], images.training)
+    near = [_slice(images.training[place]) for place in places]
     pairs = [part for start in range(0, len(made), 4) for part in (*made[start : start + 4], *near[start : start + 4])]
     sheet = montage(pairs, [[]] * len(pairs), (1.0, 1.0), "")
     data = io.BytesIO()
@@ -114,10 +115,6 @@ def _beside(images: MadeImages, class_names: tuple[str, ...]) -> Picture:
         data=data.getvalue(),
         media_type="image/png",
     )
-
-
-def _nearest_one(image: Images, training: Images) -> int:
-    return int(np.argmin([nearest(image[None], other[None])[0] for other in training]))
 
 
 def _slice(image: Images) -> Images:

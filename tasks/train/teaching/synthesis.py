@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -15,18 +16,18 @@ from models.networks.adversarial import Adversaries
 from models.plan import Plan
 from models.recipe import Recipe
 from tasks.imaging.device import Precision
-from tasks.imaging.likeness import fixed_features, frechet
+from tasks.imaging.likeness import Spread, fixed_features
 from tasks.train.adversarial import AdversarialLearner
 from tasks.train.loop import Termination
 from tasks.train.patches import Cases, ImageSampler
 from tasks.train.teaching import Choices, Trained
-from tasks.train.validate import LEAST_TO_CHOOSE
+from tasks.train.validate import OverCases
 
 _BATCH = 64
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Likeness(OverCases):
     """Made images of the validation cases' classes against those cases; 1/(1 + Fréchet distance)."""
 
     cases: Cases
@@ -35,19 +36,18 @@ class Likeness:
     device: torch.device
     name: str = "likeness"
 
-    @property
-    def decisive(self) -> bool:
-        """Whether there are enough cases to choose weights by."""
-        return len(self.cases) >= LEAST_TO_CHOOSE
-
     def __call__(self, network: nn.Module, precision: Precision, cancelled: Callable[[], bool]) -> float:
         """The metric. Raises InterruptedError once `cancelled`."""
         if len(self.cases) < 2:
             return 0.0
-        real = torch.from_numpy(np.stack([np.asarray(self.cases[i].image) for i in range(len(self.cases))])).float()
-        real = real[:, :, 0] if self.plan.network.dimensions == 2 else real
         made = self._made(cast(Adversaries, network), cancelled)
-        return 1 / (1 + frechet(fixed_features(made), fixed_features(real)))
+        return 1 / (1 + Spread.of(fixed_features(made)).distance(self._real))
+
+    @cached_property
+    def _real(self) -> Spread:
+        """The validation cases, which stay the same."""
+        real = torch.from_numpy(np.stack([np.asarray(self.cases[i].image) for i in range(len(self.cases))])).float()
+        return Spread.of(fixed_features(real[:, :, 0] if self.plan.network.dimensions == 2 else real))
 
     @torch.inference_mode()
     def _made(self, network: Adversaries, cancelled: Callable[[], bool]) -> Tensor:

@@ -42,17 +42,6 @@ SHIFT = 0.25
 LEARNING_RATE = 1e-3
 
 _SEED = 0x5E1F  # so that the cases are not drawn in the order in which the training proper draws them
-_STILL = Augment(
-    rotation=0,
-    scaling=0,
-    noise=0,
-    blur=0,
-    brightness=0,
-    contrast=0,
-    low_resolution=0,
-    gamma=0,
-    gamma_inverted=0,
-)
 _STRONG = Augment(
     rotation=0.5,
     scaling=0.5,
@@ -100,7 +89,7 @@ def pretraining_plan(plan: Plan) -> Plan:
         "cutmix": 0.0,
         "channel_dropout": 0.0,
         "compile": False,
-        "augment": _STRONG if contrastive else _STILL,
+        "augment": _STRONG if contrastive else Augment.none(),
         "flip_axes": train.flip_axes if contrastive else (),
     }
     shorter = part(train, train.start.pretraining_share).model_copy(update=changes)

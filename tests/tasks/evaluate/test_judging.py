@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from models.dataset import Dataset, DatasetRow
 from models.geometry import Geometry
@@ -29,11 +27,8 @@ from tests.tasks.train.samples import World
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def steady(one_thread: None) -> None:
+    """Every test here computes in one thread."""
 
 
 @pytest.fixture

@@ -54,7 +54,8 @@ def test_weights_count_an_image_so_often() -> None:
 def test_the_nearest_image_is_the_copy() -> None:
     known = images(0).numpy()
     other = images(1, 5).numpy()
-    gaps = nearest(np.concatenate([known[3:4], other]), known)
+    gaps, places = nearest(np.concatenate([known[3:4], other]), known)
+    assert places[0] == 3
     assert gaps[0] == pytest.approx(0, abs=1e-6)
     by_hand = [min(np.sqrt(((o - k) ** 2).mean()) for k in known) for o in other]
     assert gaps[1:] == pytest.approx(by_hand)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tasks.predict.warm import WARM
 from tasks.stores.house import Stores
@@ -12,12 +11,8 @@ from tests.tasks.predict.samples import stores_at
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks want one thread; sums, too, depend on how many share them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def steady(one_thread: None) -> None:
+    """Every test here computes in one thread."""
 
 
 @pytest.fixture

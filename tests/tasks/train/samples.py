@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.dataset import Dataset, DatasetRow
+from models.package import ModelPackage
 from models.plan import InferPlan, NetworkPlan, Normalisation, Plan, PreparePlan, TrainPlan
 from models.recipe import Augment, Recipe
+from tasks.train.run import train
 
-NO_AUGMENT = Augment(
-    rotation=0,
-    scaling=0,
-    noise=0,
-    blur=0,
-    brightness=0,
-    contrast=0,
-    low_resolution=0,
-    gamma=0,
-    gamma_inverted=0,
-)
+NO_AUGMENT = Augment.none()
 
 
 @dataclass(frozen=True)
@@ -183,3 +176,9 @@ def pictures(*, train: int = 24, validation: int = 12, **changes: object) -> Wor
         dataset,
         MemoryStore({n: picture(i, t) for i, (n, t) in enumerate(zip(names, targets, strict=True))}),
     )
+
+
+def trained(world: World, folder: Path, **more: Any) -> ModelPackage:
+    """What `world` teaches; `folder` keeps the checkpoints, and the package in `package`."""
+    given = {"staged": folder / "package", "key": "package1", **more}
+    return train(world.plan, world.recipe, world.dataset, world.store, world.keys, folder, **given)

@@ -28,23 +28,12 @@ from tasks.train.boxes import (
     numbered_lesions,
 )
 from tasks.train.loop import TrainEvent
-from tasks.train.run import train
 from tests.tasks.train.lesions import lesions
-from tests.tasks.train.samples import World
+from tests.tasks.train.samples import World, trained
 
 
 def run(world: World, folder: Path, **more: object) -> ModelPackage:
-    return train(
-        world.plan,
-        world.recipe,
-        world.dataset,
-        world.store,
-        world.keys,
-        folder / "work",
-        staged=folder / "staged",
-        key="a" * 32,
-        **more,  # type: ignore[arg-type]
-    )
+    return trained(world, folder, staged=folder / "staged", key="a" * 32, **more)
 
 
 def test_lesions_are_numbered_by_class_and_small_ones_left_out_unless_cut() -> None:

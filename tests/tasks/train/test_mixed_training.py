@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.package import ModelPackage
 from tasks.train.learner import Learner
 from tasks.train.patches import Batch, Cases, ImageSampler
-from tasks.train.run import train
 from tests.tasks.train.overlapping import corners_world, regions_world
-from tests.tasks.train.samples import World, balls, pictures
+from tests.tasks.train.samples import World, balls, pictures, trained
 
 WORLDS = {
     "mixup and cutmix": lambda: pictures(mixup=0.4, cutmix=1.0, label_smoothing=0.1, validations=1),
@@ -22,20 +20,6 @@ WORLDS = {
     "boundary": lambda: balls(loss="dice_ce_boundary", validations=1),
     "regions": lambda: regions_world(validations=1),
 }
-
-
-def trained(world: World, folder: Path, cancel: threading.Event | None = None) -> ModelPackage:
-    return train(
-        world.plan,
-        world.recipe,
-        world.dataset,
-        world.store,
-        world.keys,
-        folder,
-        staged=folder / "package",
-        key="k",
-        cancel=cancel,
-    )
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -54,7 +38,7 @@ def test_two_runs_and_an_interrupted_one_give_the_same_bits(
 
     monkeypatch.setattr(Learner, "step", stopping)
     with pytest.raises(SystemExit, match="143"):
-        trained(world, tmp_path / "parts", cancel)
+        trained(world, tmp_path / "parts", cancel=cancel)
     monkeypatch.undo()
     torch.rand(7)  # whatever else drew in between
     assert trained(world, tmp_path / "parts").weights_sha256 == whole.weights_sha256

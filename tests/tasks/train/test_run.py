@@ -21,24 +21,15 @@ from tasks.imaging.predictor import Predictor
 from tasks.stores.packages import read_package
 from tasks.stores.prepared import About, PreparedStore
 from tasks.train.run import discard_checkpoints, train
+from tests.tasks.train import samples
 from tests.tasks.train.samples import NO_AUGMENT, World, ball, balls, picture, pictures
 
 LEARNING = {"epochs": 16, "validations": 4, "ema": 0.95, "augment": NO_AUGMENT, "flip_axes": ()}
 
 
 def trained(world: World, folder: Path) -> ModelPackage:
-    return train(
-        world.plan,
-        world.recipe,
-        world.dataset,
-        world.store,
-        world.keys,
-        folder,
-        staged=folder / "package",
-        key="package1",
-        code="abc",
-        fingerprint=Fingerprint(dataset="d", modality="MR", cases=(), intensities=(), crop_ratio=1.0),
-    )
+    seen = Fingerprint(dataset="d", modality="MR", cases=(), intensities=(), crop_ratio=1.0)
+    return samples.trained(world, folder, code="abc", fingerprint=seen)
 
 
 def grid(shape: tuple[int, int, int]) -> Geometry:

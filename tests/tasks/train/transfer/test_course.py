@@ -18,8 +18,8 @@ from models.plan import Plan
 from models.recipe import Start
 from tasks.stores.packages import read_package
 from tasks.train.loop import TrainEvent
-from tasks.train.run import train
 from tasks.train.transfer.course import Origin, chart, part, replayed
+from tests.tasks.train import samples
 from tests.tasks.train.samples import NO_AUGMENT, World, balls, pictures, train_plan
 
 LEARNING = {"validations": 4, "ema": 0.95, "augment": NO_AUGMENT, "flip_axes": ()}
@@ -32,18 +32,7 @@ def starting(world: World, start: Start) -> World:
 
 
 def trained(world: World, folder: Path, origin: Origin | None = None, **more: object) -> ModelPackage:
-    return train(
-        world.plan,
-        world.recipe,
-        world.dataset,
-        world.store,
-        world.keys,
-        folder,
-        staged=folder / "package",
-        key="package1",
-        origin=origin,
-        **more,  # type: ignore[arg-type]
-    )
+    return samples.trained(world, folder, origin=origin, **more)
 
 
 def champion(folder: Path, world: World) -> Origin:

@@ -15,9 +15,9 @@ from models.plan import NetworkPlan
 from models.recipe import Start
 from tasks.train.loop import Termination
 from tasks.train.patches import Cases
-from tasks.train.run import train
 from tasks.train.transfer.pretraining import HidingSampler, ViewSampler, contrast, hide, pretrain, pretraining_plan
 from tasks.train.transfer.pupil import Pupil
+from tests.tasks.train import samples
 from tests.tasks.train.samples import NO_AUGMENT, MemoryStore, World, ball, balls, pictures
 
 CPU = torch.device("cpu")
@@ -42,18 +42,7 @@ def with_unlabelled(made: World, count: int = 4) -> tuple[World, list[str]]:
 
 
 def trained(made: World, folder: Path, unlabelled: list[str], **more: object) -> ModelPackage:
-    return train(
-        made.plan,
-        made.recipe,
-        made.dataset,
-        made.store,
-        made.keys,
-        folder,
-        staged=folder / "package",
-        key="package1",
-        unlabelled=unlabelled,
-        **more,  # type: ignore[arg-type]
-    )
+    return samples.trained(made, folder, unlabelled=unlabelled, **more)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,0 +1,1 @@
+"""The groups of `nocturne`'s commands, a module each; `flows.cli` gathers them."""
