@@ -88,6 +88,51 @@ class ConfusionMatrix(_Noun):
         return self
 
 
+class Subgroup(_Noun):
+    """The figures of the test cases that share something: `attribute` sex, `group` F. Small ones are shown too."""
+
+    attribute: str
+    group: str
+    n_patients: int = Field(ge=1)
+    n_cases: int = Field(ge=1)
+    metrics: tuple[MetricSummary, ...] = ()
+
+
+class Agreement(_Noun):
+    """Bland and Altman (Lancet 1986) on predicted minus true volumes: the mean difference and where 95 % of them lie.
+
+    `points` are (mean of both, difference) of each case, in millilitres.
+    """
+
+    class_name: str
+    bias: Interval
+    lower: Interval
+    upper: Interval
+    points: tuple[tuple[Finite, Finite], ...]
+
+
+class PairedTest(_Noun):
+    """Whether two versions differ on the same patients. `adjusted` is the smaller p value after Holm over the classes.
+
+    `wilcoxon` is None where no patient differs; both are two-sided.
+    """
+
+    metric: str
+    class_name: str | None = None
+    wilcoxon: Finite | None
+    bootstrap: Finite
+    adjusted: Finite
+
+
+class Cost(_Noun):
+    """What one test case cost: time on `device`, and the weights' size."""
+
+    seconds_median: Finite
+    seconds_longest: Finite
+    megabytes: Finite
+    device: str
+
+
 @dataclass(frozen=True, slots=True)
 class ClassScores:
     """One class in one case. Definitions and edge cases: `tasks.evaluate.segmentation.score_case`."""
@@ -165,6 +210,9 @@ class Evaluation(_Noun):
     surface_tolerance_mm: Finite | None = None
     n_patients: int = Field(ge=1)
     n_cases: int = Field(ge=1)
+    subgroups: tuple[Subgroup, ...] = ()
+    agreement: tuple[Agreement, ...] = ()
+    cost: Cost | None = None
     created_at: datetime | None = None
 
     @model_validator(mode="after")
@@ -180,8 +228,8 @@ class Evaluation(_Noun):
 
     @property
     def digest(self) -> str:
-        """Hash of the content; when it was made is not part of it."""
-        return content_key("evaluation", self.model_dump(mode="json", exclude={"created_at"}))
+        """Hash of the content; when it was made, and how long that took, is not part of it."""
+        return content_key("evaluation", self.model_dump(mode="json", exclude={"created_at", "cost"}))
 
     def of(self, metric: str, class_name: str | None = None) -> Interval:
         """One metric, of one class or of all. Raises NotFoundError where it is undefined."""
@@ -222,6 +270,8 @@ class Comparison(_Noun):
     challenger: str
     primary: str
     differences: tuple[MetricSummary, ...]
+    tests: tuple[PairedTest, ...] = ()
+    subgroups: tuple[Subgroup, ...] = ()  # their metrics are differences too
     n_patients: int = Field(ge=1)
     n_cases: int = Field(ge=1)
     n_unmatched: int = Field(0, ge=0)

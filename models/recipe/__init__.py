@@ -14,7 +14,18 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.errors import RecipeError
 from models.hashing import content_key
-from models.recipe.applying import Code, Coded, Deliver, Detection, Evaluate, Infer, Promote, Synthesis, Synthetic
+from models.recipe.applying import (
+    Code,
+    Coded,
+    Deliver,
+    Detection,
+    Evaluate,
+    Infer,
+    Promote,
+    Synthesis,
+    Synthetic,
+    Watch,
+)
 from models.recipe.base import Auto, Kind, Part, Share, Size, SpacingMm
 from models.recipe.images import Channel, Clinical, Images, Pictured, Selection, Variable
 from models.recipe.labels import LabelClass, Labels, LabelSourceName, Split
@@ -59,6 +70,7 @@ __all__ = [
     "Synthetic",
     "Train",
     "Variable",
+    "Watch",
     "Wavelet",
     "Window",
 ]
@@ -67,6 +79,7 @@ __all__ = [
 _NOT_LEARNT: Final[Mapping[str, Any]] = {
     "evaluate": True,
     "promote": True,
+    "watch": True,
     "deliver": True,
     "start": {"weights"},  # the file's digest says what it is, wherever it lies
     "infer": {"ensemble"},  # the others join once this one has learnt
@@ -97,6 +110,7 @@ class Recipe(Part):
     infer: Infer = Infer()
     evaluate: Evaluate = Evaluate()
     promote: Promote = Promote()
+    watch: Watch = Watch()
     deliver: Deliver = Deliver()
 
     @model_validator(mode="after")

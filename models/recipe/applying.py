@@ -30,14 +30,41 @@ class Evaluate(Part):
         "auto", description="two classes, and lesions: called from this probability on; chosen on validation, or given"
     )
     positive: str | None = Field(None, description="binary classification: the positive class (default: the last)")
+    subgroups: tuple[str, ...] = Field(
+        ("site", "manufacturer", "model_name", "sex", "age", "slice_thickness", "size", "contrast"),
+        description="what test patients are judged apart by; a clinical variable's name is allowed too",
+    )
+    age_bands: tuple[float, ...] = Field((18, 40, 60, 80), description="years at which a new age group begins")
+    thickness_bands_mm: tuple[float, ...] = Field((1.5, 3, 5), description="slice thickness: where a group begins")
+    size_bands_ml: tuple[float, ...] = Field((1, 10, 100), description="a case's true volume: where a group begins")
+    explained: int = Field(6, ge=0, description="test cases for which maps show what the network looked at")
 
 
 class Promote(Part):
-    """When a new model may serve."""
+    """When a new model may serve: the policy that the gate carries out."""
 
     metric: Literal["auto", "dice", "auc", "froc", "average_precision"] = "auto"
     floor: float = Field(0.0, description="the first champion's least value of the metric")
     margin: float = Field(0.0, ge=0, description="how much worse the paired 95 % interval's lower end may be")
+    class_floors: dict[str, float] = Field({}, description="by class: the metric's least value, for every version")
+    subgroup_floor: float | None = Field(None, description="the metric's least value in any subgroup")
+    subgroup_patients: int = Field(10, ge=1, description="a subgroup of fewer test patients is shown, not judged")
+    regression: float | None = Field(
+        None, ge=0, description="how far the metric may fall, on average, in any class or subgroup"
+    )
+    seconds: float | None = Field(None, gt=0, description="the longest median time for one test case")
+    megabytes: float | None = Field(None, gt=0, description="the largest that the weights may be")
+    approval: bool = Field(False, description="a person is asked before a version is promoted")
+
+
+class Watch(Part):
+    """How a serving model is watched: its last predictions beside what it was made and judged on."""
+
+    window: int = Field(50, ge=5, description="how many of the last predictions are looked at")
+    least: int = Field(20, ge=5, description="with fewer nothing is said")
+    p: float = Field(0.001, gt=0, lt=0.5, description="alert below this p value, over all measures together")
+    psi: float = Field(0.25, gt=0, description="and from this population stability index on")
+    quality: float = Field(0.05, gt=0, description="alert where corrections show the metric this much lower")
 
 
 class Code(Part):

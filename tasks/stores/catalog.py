@@ -24,7 +24,7 @@ from models.errors import IntegrityError, ServiceUnavailableError, SettingsError
 from tasks.stores.locks import held
 from tasks.stores.tables import Base
 
-HEAD = "0003"
+HEAD = "0004"
 BUSY_SECONDS = 30
 
 Row = TypeVar("Row", bound=Base)

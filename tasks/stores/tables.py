@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, LargeBinary, MetaData, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, LargeBinary, MetaData, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -239,7 +239,41 @@ class PredictionRow(Base):
     volume: Mapped[str] = mapped_column(ForeignKey("volumes.volume"), index=True)
     result: Mapped[dict[str, Any]]  # measurements and confidence, per class
     seconds: Mapped[float] = mapped_column(default=0.0)
-    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+    facts: Mapped[dict[str, Any] | None] = mapped_column(default=None)  # models.plan.CaseFacts of the image
+    uncertainty: Mapped[float | None] = mapped_column(default=None)  # 0 sure, 1 as unsure as can be
+    created_at: Mapped[datetime] = mapped_column(default_factory=now, index=True)
+
+
+class CorrectionRow(Base):
+    """A prediction that somebody corrected: the label that came back, and how far the prediction was from it."""
+
+    __tablename__ = "corrections"
+    correction: Mapped[str] = mapped_column(primary_key=True)  # content key of (prediction, label)
+    prediction: Mapped[str] = mapped_column(ForeignKey("predictions.prediction"), index=True)
+    label: Mapped[str] = mapped_column(ForeignKey("labels.label"), index=True)
+    package: Mapped[str] = mapped_column(ForeignKey("packages.package"), index=True)
+    how: Mapped[str]  # referenced: it names our object; same-image: it lies on the image that was predicted
+    scores: Mapped[list[Any]] = mapped_column(default_factory=list)  # per class: dice, volumes, …
+    value: Mapped[float | None] = mapped_column(default=None)  # the mean of the primary metric over the classes
+    created_at: Mapped[datetime] = mapped_column(default_factory=now, index=True)
+
+
+class AlertRow(Base):
+    """Something that moved since a model began to serve. Resolved when it is measured again and has moved back."""
+
+    __tablename__ = "alerts"
+    alert: Mapped[str] = mapped_column(primary_key=True)  # content key of (package, measure, first case of the window)
+    name: Mapped[str] = mapped_column(index=True)  # the model's
+    package: Mapped[str] = mapped_column(ForeignKey("packages.package"), index=True)
+    kind: Mapped[str]  # input, output, quality
+    measure: Mapped[str]
+    how: Mapped[str]  # as models.watching.Shift
+    value: Mapped[float]
+    threshold: Mapped[float]
+    cases: Mapped[int]
+    told: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime] = mapped_column(default_factory=now, index=True)
+    resolved_at: Mapped[datetime | None] = mapped_column(default=None, index=True)
 
 
 class InstanceRow(Base):
@@ -252,7 +286,7 @@ class InstanceRow(Base):
     study: Mapped[str] = mapped_column(index=True)
     sop_class: Mapped[str]
     modality: Mapped[str] = mapped_column(default="")
-    bytes: Mapped[int] = mapped_column(default=0)
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     source: Mapped[str] = mapped_column(default="")  # "listener", or the name of a feed, a folder or a peer
     received_at: Mapped[datetime] = mapped_column(default_factory=now, index=True)
 
