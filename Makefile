@@ -47,7 +47,7 @@ bench: $(READY)  ## Time the stages beside what a user would pick instead
 
 bench-learning: .venv-peers/.ready  ## Every network beside nnU-Net v2 and MONAI (DATA: the public sets; MINUTES; hours)
 	@test -n "$(DATA)" || { echo "Name the folder with the public sets: make bench-learning DATA=…"; exit 2; }
-	@$(BIN)/python benchmarks/learning --data "$(DATA)" --minutes $(or $(MINUTES),10) --peers .venv-peers/bin/python
+	@$(BIN)/python benchmarks/learning --data "$(DATA)" --minutes $(or $(MINUTES),10 30) --each $(or $(EACH),3) --peers .venv-peers/bin/python
 
 clean:  ## Remove the virtual environment and caches (data in NOCTURNE_HOME stays)
 	rm -rf $(VENV) .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info benchmarks/work

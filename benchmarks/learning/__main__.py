@@ -1,12 +1,13 @@
 """Every network beside a baseline, nnU-Net v2 and MONAI: the same cohort, the same split, the same CPU minutes.
 
-    python benchmarks/learning --data FOLDER [--minutes 10] [--sets hippocampus pneumonia sarcoma sarcoma_petct]
-        [--networks auto unet …] [--peers PYTHON] [--threads N] [--write]
+    python benchmarks/learning --data FOLDER [--minutes 10 30] [--sets hippocampus pneumonia sarcoma sarcoma_petct]
+        [--each 3] [--networks unet …] [--peers PYTHON] [--threads N] [--write]
 
-FOLDER holds the public sets (hippocampus, pneumoniamnist, soft-tissue sarcoma) and `make_dicom.py`. Ours trains for the
-minutes; what CPU time that took, the others get. PYTHON is an environment with nnunetv2 (`make bench-learning` makes
-one); without it nnU-Net is left out and the table says so. Results are kept in `benchmarks/work/learning`, contender by
-contender, so that an interrupted run goes on; `--write` puts the table into the README.
+FOLDER holds the public sets (hippocampus, pneumoniamnist, soft-tissue sarcoma) and `make_dicom.py`. The planned network
+learns for the minutes, of CPU time; what that took, the others get. `--each`: and every network by its name for so
+many. PYTHON is an environment with nnunetv2 (`make bench-learning` makes one); without it nnU-Net is left out. Results
+are kept in `benchmarks/work/learning`, contender by contender, so that an interrupted run goes on; `--write` puts the
+tables into the README.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,40 +46,41 @@ class Bench:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name, self.args = name, args
         self.contest = Contest(name, args.data, args.work)
-        self.results = args.work / name / f"results-{args.minutes:g}min-{args.threads}threads"
-        self.results.mkdir(parents=True, exist_ok=True)
         self.stores, ref = self.contest.ingest()
         self.dataset: Dataset = self.stores.datasets.read(ref.key)
         self.recipe: Recipe = self.contest.recipe()
 
-    def run(self) -> list[Result]:
+    def beside_others(self, minutes: float) -> list[Result]:
         """Ours first: its CPU time is the others' budget."""
-        found = [self._kept("Nocturne, auto", lambda: self._ours("auto"))]
+        kept = partial(self._kept, minutes)
+        found = [kept("Nocturne", lambda: self._ours("auto", minutes))]
         budget = found[0].cpu_seconds
-        for network, entry in NETWORKS.items():
-            if self.recipe.kind in entry.kinds and network in self.args.networks:
-                found.append(self._kept(f"Nocturne, {network}", lambda n=network: self._ours(n)))
-        segments = self.recipe.kind == "segmentation"
-        if segments and self.args.peers:
-            found.append(self._kept("nnU-Net v2", lambda: self._peer("nnunet", budget)))
-        found.append(self._kept("MONAI", lambda: self._peer("monai", budget)))
-        found.append(self._kept("baseline", self._baseline))
-        return found
+        if self.recipe.kind == "segmentation" and self.args.peers:
+            found.append(kept("nnU-Net v2", lambda: self._peer("nnunet", budget)))
+        return [*found, kept("MONAI", lambda: self._peer("monai", budget)), kept("baseline", self._baseline)]
 
-    def _kept(self, who: str, make: Callable[[], dict[str, Any]]) -> Result:
-        place = self.results / f"{who.replace(', ', '-').replace(' ', '-')}.json"
+    def each_network(self, minutes: float) -> list[Result]:
+        """Every network of the kind by its name."""
+        fitting = [name for name, entry in NETWORKS.items() if self.recipe.kind in entry.kinds]
+        asked = [name for name in fitting if name in self.args.networks]
+        return [self._kept(minutes, name, lambda n=name: self._ours(n, minutes)) for name in asked]
+
+    def _kept(self, minutes: float, who: str, make: Callable[[], dict[str, Any]]) -> Result:
+        folder = self.args.work / self.name / f"results-{minutes:g}min-{self.args.threads}threads"
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder / f"{who.replace(' ', '-')}.json"
         if not place.is_file():
-            print(f"{time.strftime('%H:%M')} {self.name}: {who}", file=sys.stderr)
+            print(f"{time.strftime('%H:%M')} {self.name}, {minutes:g} minutes: {who}", file=sys.stderr)
             place.write_text(json.dumps(make()))
-        return Result(self.name, who, **json.loads(place.read_text()))
+        return Result(self.name, who, minutes, **json.loads(place.read_text()))
 
-    def _ours(self, network: str) -> dict[str, Any]:
+    def _ours(self, network: str, minutes: float) -> dict[str, Any]:
         a = self.args
-        command = [HERE / "ours.py", self.name, a.data, a.work, network, a.minutes, a.threads]
+        command = [HERE / "ours.py", self.name, a.data, a.work, network, minutes, a.threads]
         return _told([sys.executable, *map(str, command)])
 
     def _peer(self, who: str, budget: float) -> dict[str, Any]:
-        folder = self.results / who
+        folder = self.args.work / self.name / f"{who}-{budget:.0f}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         if self.recipe.kind == "classification":
@@ -134,7 +137,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work" / "learning")
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[10.0, 30.0])
+    parser.add_argument("--each", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
@@ -142,8 +146,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     args.data, args.work = args.data.absolute(), args.work.absolute()
-    found = [result for name in args.sets for result in Bench(name, args).run()]
-    told = markdown(found, args.minutes, args.threads)
+    found: list[Result] = []
+    for name in args.sets:
+        bench = Bench(name, args)
+        found += [result for minutes in args.minutes for result in bench.beside_others(minutes)]
+        found += bench.each_network(args.each) if args.each else []
+    told = markdown(found, args.threads)
     print(told)
     if args.write:
         readme = ROOT / "README.md"

@@ -14,6 +14,7 @@ class Result:
 
     contest: str
     who: str
+    minutes: float
     steps: int
     cpu_seconds: float
     memory_mb: float
@@ -29,14 +30,14 @@ class Result:
         return told if name == "dice" else f"{told}, accuracy {self.scores['accuracy']:.3f}"
 
 
-def markdown(results: Sequence[Result], minutes: float, threads: int) -> str:
-    """A table a cohort."""
+def markdown(results: Sequence[Result], threads: int) -> str:
+    """A table for each cohort and budget."""
     lines: list[str] = []
-    for contest in dict.fromkeys(r.contest for r in results):
-        mine = [r for r in results if r.contest == contest]
+    for contest, minutes in dict.fromkeys((r.contest, r.minutes) for r in results):
+        mine = [r for r in results if (r.contest, r.minutes) == (contest, minutes)]
         score = "Dice" if "dice" in mine[0].scores else "AUC"
         lines += [
-            f"\n**{contest}**, {minutes:g} minutes on {threads} thread{'s' if threads > 1 else ''}\n",
+            f"\n**{contest}**, {minutes:g} minutes of CPU time on {threads} thread{'s' if threads > 1 else ''}\n",
             f"| | test {score} (95 %) | steps | CPU min | peak memory, MB | |",
             "|---|---|---|---|---|---|",
         ]
