@@ -135,7 +135,7 @@ class Cost(_Noun):
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
-    """One class in one case. Definitions and edge cases: `tasks.evaluate.segmentation.score_case`."""
+    """One class in one case. Definitions and edge cases: `tasks.imaging.scores.score_case`."""
 
     class_name: str
     outcome: Outcome

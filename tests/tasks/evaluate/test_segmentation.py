@@ -17,8 +17,9 @@ from models import schemas
 from models.errors import GeometryError, LabelError, NothingToDoError
 from models.geometry import Geometry
 from tasks.evaluate import segmentation
-from tasks.evaluate.segmentation import SegmentationSample, evaluate_segmentation, score_case
-from tasks.evaluate.surfaces import surface_distances
+from tasks.evaluate.segmentation import SegmentationSample, evaluate_segmentation
+from tasks.imaging.scores import score_case
+from tasks.imaging.surfaces import surface_distances
 
 torch = pytest.importorskip("torch")
 metrics = pytest.importorskip("monai.metrics")
