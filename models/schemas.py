@@ -119,7 +119,7 @@ CASE_METRICS_SEGMENTATION = pa.DataFrameSchema(
     strict=True,
     name="segmentation metrics",
 )
-"""One row per test case and class; `tasks.evaluate.segmentation.score_case` defines the columns."""
+"""One row per test case and class; `tasks.imaging.scores.score_case` defines the columns."""
 
 CASE_METRICS_CLASSIFICATION = pa.DataFrameSchema(
     {
