@@ -144,6 +144,7 @@ class ClassScores:
     pixel_accuracy: float
     surface_dice: float
     hd95_mm: float
+    assd_mm: float
     volume_truth_ml: float
     volume_prediction_ml: float
     volume_error_ml: float

@@ -109,6 +109,7 @@ CASE_METRICS_SEGMENTATION = pa.DataFrameSchema(
         "outcome": pa.Column(str, pa.Check.isin(["found", "missed", "invented", "absent"])),
         **{name: pa.Column(float, _share) for name in ("dice", "iou", "pixel_accuracy", "surface_dice")},
         "hd95_mm": pa.Column(float, _not_negative),
+        "assd_mm": pa.Column(float, _not_negative),
         "volume_truth_ml": pa.Column(float, _not_negative),
         "volume_prediction_ml": pa.Column(float, _not_negative),
         "volume_error_ml": pa.Column(float),

@@ -33,16 +33,18 @@ def score_case(
     """Scores of each class in one case, and the share of voxels with the right label (of regions: with all right).
 
     With TP, FP, FN, TN counted over all voxels: Dice = 2TP/(2TP+FP+FN), IoU = TP/(TP+FP+FN), pixel accuracy =
-    (TP+TN)/all. HD95 (mm) and surface Dice as in `surfaces`; volumes in mL, error = prediction − truth, the relative
-    error as a share of the truth.
+    (TP+TN)/all. HD95, ASSD (mm) and surface Dice as in `surfaces`; volumes in mL, error = prediction − truth, the
+    relative error as a share of the truth.
 
-    | truth | prediction | outcome  | Dice, IoU, surface Dice | HD95                | relative volume error |
+    | truth | prediction | outcome  | Dice, IoU, surface Dice | HD95, ASSD          | relative volume error |
     | yes   | yes        | found    | as defined              | as defined          | as defined            |
     | yes   | empty      | missed   | 0                       | diagonal of the grid| −1                    |
     | empty | yes        | invented | 0                       | diagonal of the grid| NaN                   |
     | empty | empty      | absent   | 1                       | 0                   | NaN                   |
 
     So a miss costs the worst value instead of dropping out of the mean, and a class rightly left out counts as right.
+    By their formulas the figures of an empty mask are undefined; Metrics Reloaded asks for a stated way to aggregate
+    them that does not hide failures, and this is ours.
     """
     grid = _Grid.of(truth.shape, spacing, tolerance_mm, voxel_mm3)
     count = len(class_names)
@@ -50,7 +52,7 @@ def score_case(
     scores = []
     for index, (name, box) in enumerate(zip(class_names, boxes, strict=True)):
         if box is None:
-            scores.append(_scores(name, "absent", (0, 0, 0), (1.0, 0.0), grid))
+            scores.append(_scores(name, "absent", (0, 0, 0), (1.0, 0.0, 0.0), grid))
         else:
             real, guessed = (inside(labels[box], index, regions=regions) for labels in (truth, prediction))
             scores.append(_score_class(name, real, guessed, grid))
@@ -81,15 +83,16 @@ def _score_class(name: str, real: NDArray[np.bool_], guessed: NDArray[np.bool_],
     counts = both, int(np.count_nonzero(guessed)) - both, int(np.count_nonzero(real)) - both
     outcome: Outcome = "missed" if not guessed.any() else "invented" if not real.any() else "found"
     if outcome != "found":
-        return _scores(name, outcome, counts, (0.0, grid.diagonal), grid)
+        return _scores(name, outcome, counts, (0.0, grid.diagonal, grid.diagonal), grid)
     distances = surface_distances(real, guessed, grid.spacing, grid.flat)
-    return _scores(name, outcome, counts, (distances.dice(grid.tolerance), distances.hausdorff(95.0)), grid)
+    surface = distances.dice(grid.tolerance), distances.hausdorff(95.0), distances.average()
+    return _scores(name, outcome, counts, surface, grid)
 
 
 def _scores(
-    name: str, outcome: Outcome, counts: tuple[int, int, int], surface: tuple[float, float], grid: _Grid
+    name: str, outcome: Outcome, counts: tuple[int, int, int], surface: tuple[float, float, float], grid: _Grid
 ) -> ClassScores:
-    """`counts`: true positives, false positives, false negatives; `surface`: surface Dice and HD95."""
+    """`counts`: true positives, false positives, false negatives; `surface`: surface Dice, HD95 and ASSD."""
     tp, fp, fn = counts
     real, guessed = (tp + fn) * grid.voxel_ml, (tp + fp) * grid.voxel_ml
     empty = outcome == "absent"
@@ -101,6 +104,7 @@ def _scores(
         pixel_accuracy=1 - (fp + fn) / grid.voxels,
         surface_dice=surface[0],
         hd95_mm=surface[1],
+        assd_mm=surface[2],
         volume_truth_ml=real,
         volume_prediction_ml=guessed,
         volume_error_ml=guessed - real,

@@ -31,6 +31,11 @@ class SurfaceDistances:
         """The larger of the two directed percentiles (Metrics Reloaded's HD95)."""
         return float(max(np.percentile(d, percentile) for d in (self.truth_to_prediction, self.prediction_to_truth)))
 
+    def average(self) -> float:
+        """Mean over the voxels of both surfaces: the average symmetric surface distance (Metrics Reloaded's ASSD)."""
+        total = self.truth_to_prediction.sum() + self.prediction_to_truth.sum()
+        return float(total / (self.truth_to_prediction.size + self.prediction_to_truth.size))
+
     def dice(self, tolerance: float) -> float:
         """Share of both surfaces that lies within `tolerance` mm of the other: normalised surface Dice."""
         # Distances are sums of squares of spacings: without the slack, 2 mm from two 1 mm steps might fall outside.

@@ -51,6 +51,7 @@ def _monai(truth: np.ndarray, prediction: np.ndarray, classes: int, tolerance: f
             metrics.compute_dice(guessed, real, include_background=False, ignore_empty=False),
             metrics.compute_hausdorff_distance(guessed, real, percentile=95, spacing=SPACING),
             metrics.compute_surface_dice(guessed, real, [tolerance] * classes, spacing=SPACING),
+            metrics.compute_average_surface_distance(guessed, real, symmetric=True, spacing=SPACING),
         )
     return tuple(values[0].tolist() for values in found)
 
@@ -60,11 +61,12 @@ def _monai(truth: np.ndarray, prediction: np.ndarray, classes: int, tolerance: f
 def test_scores_equal_monai(seed: int, shift: float, tolerance: float) -> None:
     truth, prediction = _blobs(seed, shift=shift)
     scores, _ = score_case(truth, prediction, SPACING, ("a", "b"), tolerance)
-    dice, hd95, surface = _monai(truth, prediction, 2, tolerance)
+    dice, hd95, surface, assd = _monai(truth, prediction, 2, tolerance)
     for index, found in enumerate(scores):
         if found.outcome == "found":
             assert found.dice == pytest.approx(dice[index], abs=1e-6)
             assert found.hd95_mm == pytest.approx(hd95[index], rel=1e-5)
+            assert found.assd_mm == pytest.approx(assd[index], rel=1e-5, abs=1e-6)
             assert found.surface_dice == pytest.approx(surface[index], abs=1e-6)
 
 
@@ -74,16 +76,18 @@ def test_masks_that_touch_the_border_or_lie_far_apart_equal_monai(centre: tuple[
     truth = _ball(shape, (8.0, 9.0, 9.0), 7).astype(np.uint8)
     prediction = _ball(shape, centre, 6).astype(np.uint8)
     (found,), _ = score_case(truth, prediction, SPACING, ("a",))
-    dice, hd95, surface = _monai(truth, prediction, 1, 2.0)
-    assert (found.dice, found.hd95_mm, found.surface_dice) == pytest.approx((dice[0], hd95[0], surface[0]), rel=1e-5)
+    dice, hd95, surface, assd = _monai(truth, prediction, 1, 2.0)
+    assert (found.dice, found.hd95_mm, found.surface_dice, found.assd_mm) == pytest.approx(
+        (dice[0], hd95[0], surface[0], assd[0]), rel=1e-5
+    )
 
 
 def test_a_mask_in_one_slice_of_a_volume_equals_monai() -> None:
     truth, prediction = np.zeros((5, 16, 16), np.uint8), np.zeros((5, 16, 16), np.uint8)
     truth[2, 3:12, 3:12], prediction[2, 5:14, 3:12] = 1, 1
     (found,), _ = score_case(truth, prediction, SPACING, ("a",), 1.0)
-    _, hd95, surface = _monai(truth, prediction, 1, 1.0)
-    assert (found.hd95_mm, found.surface_dice) == pytest.approx((hd95[0], surface[0]), rel=1e-5)
+    _, hd95, surface, assd = _monai(truth, prediction, 1, 1.0)
+    assert (found.hd95_mm, found.surface_dice, found.assd_mm) == pytest.approx((hd95[0], surface[0], assd[0]), rel=1e-5)
 
 
 def test_a_two_dimensional_image_has_an_outline_and_not_only_surface() -> None:
@@ -102,7 +106,7 @@ def test_real_hippocampi_equal_monai(shared_data: Path) -> None:
         prediction = np.roll(truth, (1, 2, 0), axis=(0, 1, 2))
         scores, _ = score_case(truth, prediction, SPACING, ("anterior", "posterior"), 1.5)
         expected = _monai(truth, prediction, 2, 1.5)
-        for values, name in zip(expected, ("dice", "hd95_mm", "surface_dice"), strict=True):
+        for values, name in zip(expected, ("dice", "hd95_mm", "surface_dice", "assd_mm"), strict=True):
             assert [getattr(s, name) for s in scores] == pytest.approx(values, rel=1e-5)
 
 
@@ -128,10 +132,11 @@ def test_empty_masks_are_scored_as_documented() -> None:
     (absent,), accuracy = score_case(empty, empty, (1.0, 1.0, 1.0), ("a",))
     for found, outcome in ((missed, "missed"), (invented, "invented")):
         assert (found.outcome, found.dice, found.iou, found.surface_dice) == (outcome, 0, 0, 0)
-        assert found.hd95_mm == pytest.approx(diagonal)
+        assert (found.hd95_mm, found.assd_mm) == pytest.approx((diagonal, diagonal))
     assert missed.volume_error_relative == -1
     assert math.isnan(invented.volume_error_relative)
-    assert (absent.outcome, absent.dice, absent.iou, absent.surface_dice, absent.hd95_mm) == ("absent", 1, 1, 1, 0)
+    assert (absent.outcome, absent.dice, absent.iou, absent.surface_dice) == ("absent", 1, 1, 1)
+    assert (absent.hd95_mm, absent.assd_mm) == (0, 0)
     assert (absent.pixel_accuracy, accuracy, absent.volume_error_ml) == (1, 1, 0)
     assert math.isnan(absent.volume_error_relative)
 
