@@ -33,10 +33,12 @@ class Segmentation:
     """`labels` (z, y, x) uint8 on the image's own grid: 0 background, i + 1 the plan's i-th class; bits, of regions.
 
     `confidence` holds, per class, the mean probability of the voxels that were given to it; 0 where there are none.
+    `nearest` is the highest probability of being something that a voxel of the background has.
     """
 
     labels: NDArray[np.uint8]
     confidence: tuple[float, ...]
+    nearest: float = 0.0
 
 
 class Predictor:
@@ -81,13 +83,13 @@ class Predictor:
         kept = [i for i, name in enumerate(plan.classes) if name in self.package.keep_largest]
         if kept:
             labels = keep_largest_regions(labels, kept) if plan.regions else keep_largest(labels, [i + 1 for i in kept])
-        return Segmentation(labels, decision.confidence(len(plan.classes)))
+        return Segmentation(labels, decision.confidence(len(plan.classes)), decision.nearest)
 
     def decide(self, array: NDArray[Any], geometry: Geometry, decision: Decision) -> tuple[NDArray[np.uint8], Box]:
         """What `decision` makes of the probabilities (z, y, x), and the part of the image that it was shown."""
         with memory_told(self.package.key):
             if len(self.parts) == 1:
-                bands, layout = self._bands(self.parts[0], array, geometry)
+                bands, layout = self.bands(self.parts[0], array, geometry)
                 grid, crop = layout.target, layout.crop
             else:
                 bands, grid, crop = self._averaged(array, geometry), geometry, whole_box(geometry.shape)
@@ -145,7 +147,7 @@ class Predictor:
         texts = [told.get(variable.name, "") for variable in plan.variables]
         return torch.tensor([clinical_numbers(plan.variables, texts)], dtype=torch.float32, device=self.device)
 
-    def _bands(self, part: Part, array: NDArray[Any], geometry: Geometry) -> tuple[Bands, Layout]:
+    def bands(self, part: Part, array: NDArray[Any], geometry: Geometry) -> tuple[Bands, Layout]:
         """One part's probabilities on its own grid, and where that lies."""
         plan = part.plan
         prepared, layout = prepared_planes(array, geometry, plan.prepare, whole_bytes=self.whole_bytes)
@@ -166,7 +168,7 @@ class Predictor:
         ranges = slab_ranges(geometry.shape, self.package.plan.network.out_channels)
         streams = []
         for part in self.parts:
-            bands, layout = self._bands(part, array, geometry)
+            bands, layout = self.bands(part, array, geometry)
             streams.append(restored(bands, layout.target, layout.crop, geometry, ranges, nowhere(part.plan)))
         means = averaged(streams, [part.share for part in self.parts])
         return ((low, mean) for (low, _), mean in zip(ranges, means, strict=True))

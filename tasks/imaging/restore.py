@@ -95,7 +95,7 @@ class Likeliest:
 
     def __init__(self, temperature: float = 1.0) -> None:
         self._sums, self._counts = np.zeros(256), np.zeros(256, np.int64)
-        self._temperature = temperature
+        self._temperature, self._least = temperature, 1.0
 
     def take(self, channels: Iterator[Float32]) -> NDArray[np.uint8]:
         """A label map."""
@@ -106,11 +106,18 @@ class Likeliest:
         sure = raised.shares(best, foreground) if raised else best[foreground]
         self._sums += np.bincount(values, sure, 256)
         self._counts += np.bincount(values, minlength=256)
+        self._least = min(self._least, float(np.maximum(best, foreground).min()))
         return labels
 
     def confidence(self, classes: int) -> tuple[float, ...]:
         """Of the classes after the background."""
         return _means(self._sums[1 : classes + 1], self._counts[1 : classes + 1])
+
+    @property
+    def nearest(self) -> float:
+        """The highest probability of not being background among the voxels that were given to it."""
+        least = max(0.0, self._least)
+        return float(tempered(np.array([least, 1 - least]), self._temperature)[1])
 
 
 class _Raised:
@@ -150,7 +157,7 @@ class EachAlone:
     """
 
     def __init__(self, threshold: float = 0.5, temperature: float = 1.0) -> None:
-        self._threshold, self._temperature = threshold, temperature
+        self._threshold, self._temperature, self._most = threshold, temperature, 0.0
         self._sums, self._counts = np.zeros(8), np.zeros(8, np.int64)
 
     def take(self, channels: Iterator[Float32]) -> NDArray[np.uint8]:
@@ -161,6 +168,7 @@ class EachAlone:
             sure = tempered(channel[inside], self._temperature, independent=True)
             self._sums[index] += sure.sum(dtype=np.float64)
             self._counts[index] += np.count_nonzero(inside)
+            self._most = max(self._most, float(np.where(inside, 0, channel).max()))
             bits = inside.astype(np.uint8) << np.uint8(index)
             regions = bits if regions is None else regions | bits
         assert regions is not None  # noqa: S101 - every network has at least one output
@@ -169,6 +177,11 @@ class EachAlone:
     def confidence(self, classes: int) -> tuple[float, ...]:
         """Of every channel."""
         return _means(self._sums[:classes], self._counts[:classes])
+
+    @property
+    def nearest(self) -> float:
+        """The highest probability of any class where it was not given."""
+        return float(tempered(np.array([self._most]), self._temperature, independent=True)[0])
 
 
 def _means(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[float, ...]:
