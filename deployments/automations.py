@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -13,7 +13,7 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotifi
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from deployments.names import ARRIVALS, RETRAIN, SILENT, TAG
+from deployments.names import ARRIVALS, SILENT, TAG
 from deployments.notifications import channels
 from models.settings import Settings
 from tasks.receive.relay import EVENT, RESOURCE
@@ -31,9 +31,14 @@ State: {{ flow_run.state.name }}
 {{ flow_run|ui_url }}"""
 
 
-def automate(client: SyncPrefectClient, settings: Settings, deployments: Mapping[str, UUID]) -> None:
-    """Make, change or remove the automations that these deployments and settings mean."""
-    wanted = {one.name: one for one in _wanted(settings, deployments)}
+def automate(
+    client: SyncPrefectClient, settings: Settings, deployments: Mapping[str, UUID], asking: Collection[str] = ()
+) -> None:
+    """Make, change or remove the automations that these deployments and settings mean.
+
+    The runs of those that are `asking`, by name, may be suspended until a person has answered.
+    """
+    wanted = {one.name: one for one in _wanted(settings, deployments, asking)}
     there = {found.name: found for found in client.read_automations() if TAG in found.tags}
     for name, automation in wanted.items():
         if (found := there.get(name)) is None:
@@ -46,11 +51,10 @@ def automate(client: SyncPrefectClient, settings: Settings, deployments: Mapping
             client.delete_automation(found.id)
 
 
-def _wanted(settings: Settings, deployments: Mapping[str, UUID]) -> Iterator[AutomationCore]:
+def _wanted(settings: Settings, deployments: Mapping[str, UUID], asking: Collection[str]) -> Iterator[AutomationCore]:
     yield _arrival(deployments[ARRIVALS])
     # A training that waits for a person is suspended, which this could not tell from lost: the watchdog can.
-    watched = [i for name, i in deployments.items() if not (settings.nightly.approval and name.startswith(RETRAIN))]
-    yield _lost(watched)
+    yield _lost([i for name, i in deployments.items() if name not in asking])
     for channel, block in channels(settings.notify):
         yield _failed(channel, block, list(deployments.values()))
 

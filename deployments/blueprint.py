@@ -80,7 +80,7 @@ def bring_up(settings: Settings, blueprints: Sequence[Blueprint]) -> tuple[str, 
         make_pools(client)
         ids = {blueprint.full_name: _apply(client, blueprint) for blueprint in blueprints}
         _retire(client, set(ids.values()))
-        automate(client, settings, ids)
+        automate(client, settings, ids, {b.full_name for b in blueprints if b.parameters.get("approval")})
     return tuple(ids)
 
 

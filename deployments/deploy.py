@@ -19,6 +19,7 @@ from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.predict import predict
 from flows.retrain import retrain
+from flows.rollback import rollback
 from models.errors import SettingsError
 from models.recipe import Recipe
 from models.settings import Settings
@@ -58,17 +59,18 @@ def _nightly(settings: Settings, recipes: Sequence[Path]) -> Iterator[Blueprint]
                 f"two recipes are called {recipe.name!r}", where="nightly.recipes", hint="a model has one recipe"
             )
         names.add(recipe.name)
+        asks = nightly.approval or recipe.promote.approval
         yield Blueprint(
             retrain,
             recipe.name,
             WORK_POOL,
             f"Every night ({nightly.cron}, {nightly.timezone}): learn {recipe.name} from all that is known, judge it "
-            f"on the frozen test patients, and {'ask whether it may serve' if nightly.approval else 'let it serve'} "
+            f"on the frozen test patients, and {'ask whether it may serve' if asks else 'let it serve'} "
             "where it is better.",
             ("training", *([FROM_SETTINGS] if path in nightly.recipes else [])),
             {
                 "recipe": recipe.model_dump(mode="json"),
-                "approval": nightly.approval,
+                "approval": asks,
                 "approval_hours": nightly.approval_hours,
             },
             cron=nightly.cron,
@@ -83,6 +85,7 @@ def _by_hand() -> Iterator[Blueprint]:
         (ingest, "Take in a batch of places, by its reference."),
         (predict, "Let a version of a model say what a batch shows."),
         (evaluate, "Judge a version of a model on its recipe's test patients of today."),
+        (rollback, "Let the champion before this one serve again, from the next study on."),
     )
     for flow, description in told:
         yield Blueprint(flow, BY_HAND, WORK_POOL, description, (BY_HAND,), environment=_TRAINING_ENVIRONMENT)

@@ -75,7 +75,8 @@ def retrain(
 
     asked = recipe_at(recipe)
     with bars():
-        night = run(asked, stores.seal_batch(source) if source else None)
+        batch = stores.seal_batch(source) if source else None
+        night = run(asked, batch, settings.nightly.approval, settings.nightly.approval_hours)
     _tell(settings, night)
 
 

@@ -29,13 +29,15 @@ def retrain(
 ) -> Night:
     """Ingest what is new, learn, judge on the frozen test patients, and promote what is better.
 
-    With `approval` a person is asked before a model is promoted; without an answer in time the champion stays.
+    With `approval`, or where the recipe's policy wants it, a person is asked before a model is promoted; without an
+    answer in time the champion stays.
     """
     stores = open_stores()
     if batch is not None:
         ingest(batch, recipe.images)
 
     real = for_this_night(ingesting.build)(stores, recipe)
+    registering.check(stores, recipe, real)
     dataset = with_made_images(stores, recipe, real)
     followed = for_this_night(registering.champion)(stores, recipe.name) if recipe.follows else None
     plan = preprocessing.plan(stores, recipe, dataset, followed)
@@ -51,10 +53,11 @@ def retrain(
     before = evaluating.evaluate(stores, champion, dataset) if champion else None
     comparison = evaluating.compare(stores, before, evaluation) if before else None
 
-    word = None
-    if approval and registering.would_serve(stores, package, evaluation, before, comparison):
+    policy, word = recipe.promote, None
+    asked = approval or policy.approval
+    if asked and registering.would_serve(stores, package, evaluation, before, comparison, policy):
         word = word_of_a_person(stores, recipe.name, evaluation, before, comparison, approval_hours)
-    registered = registering.register(stores, package, evaluation, before, comparison, word)
+    registered = registering.register(stores, package, evaluation, before, comparison, word, policy)
     report = evaluating.report(stores, evaluation, before, registered, judged_without(stores, recipe, real, followed))
     registering.attach(stores, registered, report)
 

@@ -21,3 +21,8 @@ class Word(BaseModel):
         if self.who == NOBODY:
             return self.reason
         return f"{'approved' if self.approved else 'declined'} by {self.who}: {self.reason}"
+
+
+def unasked(name: str) -> Word:
+    """The answer where a person has to be asked about model `name`, and nobody can be."""
+    return Word(approved=False, who=NOBODY, reason=f"a person has to confirm it: `nocturne models promote {name}`")

@@ -1,25 +1,37 @@
-"""The promotion gate: may the new model serve? Pure; every answer comes with its reasons and numbers."""
+"""The promotion gate: may the new model serve? Pure; every answer comes with its reasons, numbers and inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from models.errors import NotFoundError, RecipeError
 from models.evaluation import Comparison, Evaluation, Interval
+from models.hashing import content_key
 from models.recipe import Promote
+from tasks.register.rules import Check, against_champion, check_policy, checks, difference_of, first_floor
 
 Action = Literal["promoted", "kept"]
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`promoted`: the challenger serves from now on. `kept`: the champion, if any, goes on serving."""
+    """`promoted`: the challenger serves from now on. `kept`: the champion, if any, goes on serving.
+
+    `figures` is plain data for the audit trail: `policy` and `metric`, `inputs` (what was judged, by key and digest),
+    `challenger`, `champion` and `difference` (intervals of the metric), and `checks`, one per rule of the policy.
+    """
 
     action: Action
     reasons: tuple[str, ...]
     figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_check(self, check: Check, reason: str) -> Decision:
+        """The decision after one more rule, whose `reason` comes first."""
+        action: Action = "promoted" if self.action == "promoted" and check.passed else "kept"
+        told = {**self.figures, "checks": [*self.figures.get("checks", ()), check.plain()]}
+        return Decision(action, (reason, *self.reasons), told)
 
 
 def decide(
@@ -30,57 +42,69 @@ def decide(
     champion: Evaluation | None = None,
     comparison: Comparison | None = None,
 ) -> Decision:
-    """Judge the challenger.
+    """Judge the challenger by every rule of the policy but `approval`, which is a person's to give.
 
     Without a champion the metric must reach the recipe's floor. Against one, on the same test patients, the paired
-    95 % interval of challenger − champion must not reach below −margin, and the mean difference must be above 0.
+    95 % interval of challenger − champion must not reach below −margin, the mean difference must be above 0, and no
+    class or subgroup may fall further than the policy allows. Floors and limits hold for every version.
     `champion_package` is the key of the serving package; `champion` and `comparison` are None until it was judged on
-    this dataset. Raises RecipeError for a metric that the evaluation does not hold.
+    this dataset. Raises RecipeError for a metric or a class that the model does not have.
     """
+    check_policy(promote, challenger.kind, challenger.class_names)
     metric = challenger.primary if promote.metric == "auto" else promote.metric
     figure = _figure(challenger, metric)
-    rule = {"metric": metric, "floor": promote.floor, "margin": promote.margin}
-    figures: dict[str, Any] = {"rule": rule, "dataset": challenger.dataset, "challenger": _plain(figure)}
+    figures: dict[str, Any] = {
+        "policy": promote.model_dump(mode="json"),
+        "metric": metric,
+        "inputs": _inputs(challenger, champion_package, champion, comparison),
+        "challenger": _plain(figure),
+    }
     if champion_package is None:
-        return _first(promote, metric, figure, figures)
+        return _decided([first_floor(promote, metric, figure), *checks(promote, metric, challenger)], (), figures)
     if champion_package == challenger.package:
         return Decision("kept", ("this very package serves already: there is nothing to do",), figures)
     if (why := _not_comparable(challenger, champion_package, champion, comparison)) is not None:
-        return Decision("kept", (why,), figures)
+        return _decided([Check("margin", -promote.margin, None, False, why)], (), figures)
     if champion is None or comparison is None:  # said above; here for the type checker
         raise AssertionError
-    figures["champion"] = _plain(_figure(champion, metric))
-    difference = _difference(comparison, metric)
+    before = _figure(champion, metric)
+    figures["champion"] = _plain(before)
+    difference = difference_of(comparison, metric)
     if difference is None:
-        return Decision("kept", (f"the comparison holds no difference of {metric}",), figures)
+        why = f"the comparison holds no difference of {metric}"
+        return _decided([Check("margin", -promote.margin, None, False, why)], (), figures)
     figures["difference"] = _plain(difference)
-    return _against(promote, metric, figure, _figure(champion, metric), difference, figures)
-
-
-def _first(promote: Promote, metric: str, figure: Interval, figures: dict[str, Any]) -> Decision:
-    told = f"{metric} {_shown(figure)}"
-    if figure.value >= promote.floor:
-        return Decision("promoted", (f"the first model: {told} reaches the floor of {promote.floor:g}",), figures)
-    return Decision(
-        "kept", (f"the first model must reach {metric} {promote.floor:g}: it has {told}, so none serves yet",), figures
+    both = (
+        f"{metric} {figure.value:.4f} against the champion's {before.value:.4f} "
+        f"on the same {difference.n} test patients"
     )
+    rules = [*against_champion(promote, difference), *checks(promote, metric, challenger, champion, comparison)]
+    return _decided(rules, (both,), figures)
 
 
-def _against(
-    promote: Promote, metric: str, new: Interval, old: Interval, difference: Interval, figures: dict[str, Any]
-) -> Decision:
-    both = f"{metric} {new.value:.4f} against the champion's {old.value:.4f} on the same {difference.n} test patients"
-    gap = f"difference {_shown(difference, signed=True)}"
-    if difference.low is None:
-        return Decision("kept", (both, "one test patient gives no interval: too few to change the champion"), figures)
-    refused = []
-    if difference.value <= 0:
-        refused.append(f"it is not better on average: {gap}")
-    if difference.low < -promote.margin:
-        refused.append(f"it may be worse: {gap}, whose lower end lies below the margin of {-promote.margin:+g}")
-    if refused:
-        return Decision("kept", (both, *refused), figures)
-    return Decision("promoted", (both, f"better on average and not worse within the margin: {gap}"), figures)
+def _decided(found: Iterable[Check], lead: tuple[str, ...], figures: dict[str, Any]) -> Decision:
+    """Promoted where every check is passed; the reasons are those that decide."""
+    every = list(found)
+    failed = [check.told for check in every if not check.passed]
+    figures["checks"] = [check.plain() for check in every]
+    if failed:
+        return Decision("kept", (*lead, *failed), figures)
+    return Decision("promoted", (*lead, *(check.told for check in every)), figures)
+
+
+def _inputs(
+    challenger: Evaluation, champion_package: str | None, champion: Evaluation | None, comparison: Comparison | None
+) -> dict[str, str | None]:
+    """What the decision was made from; who has the stores can make it again."""
+    compared = content_key("comparison", comparison.model_dump(mode="json")) if comparison else None
+    return {
+        "dataset": challenger.dataset,
+        "package": challenger.package,
+        "evaluation": challenger.digest,
+        "champion": champion_package,
+        "champion_evaluation": champion.digest if champion else None,
+        "comparison": compared,
+    }
 
 
 def _not_comparable(
@@ -117,19 +141,5 @@ def _figure(evaluation: Evaluation, metric: str) -> Interval:
         ) from None
 
 
-def _difference(comparison: Comparison, metric: str) -> Interval | None:
-    for summary in comparison.differences:
-        if summary.metric == metric and summary.class_name is None:
-            return summary.interval
-    return None
-
-
 def _plain(interval: Interval) -> dict[str, Any]:
     return interval.model_dump(mode="json")
-
-
-def _shown(interval: Interval, *, signed: bool = False) -> str:
-    style = "+.4f" if signed else ".4f"
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:{style}}"
-    return f"{interval.value:{style}} [{interval.low:{style}}, {interval.high:{style}}]"

@@ -17,11 +17,13 @@ from typing import Final
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from models.approval import NOBODY, Word
+from models.approval import NOBODY, Word, unasked
 from models.errors import NotFoundError, PackageError, RecipeError
 from models.evaluation import Comparison, Evaluation
 from models.package import ModelPackage
+from models.recipe import Promote
 from tasks.register.gate import Decision, decide
+from tasks.register.rules import Check
 from tasks.stores.catalog import Catalog
 from tasks.stores.registry import CHAMPION, RegisteredVersion, Registry
 from tasks.stores.tables import DecisionRow, PackageRow
@@ -57,13 +59,16 @@ def register(
     tags: Mapping[str, str] | None = None,
     who: str = "nocturne",
     word: Word | None = None,
+    policy: Promote | None = None,
 ) -> Registration:
     """Register the package, let the gate decide, and let it serve or stay challenger.
 
     `champion` is the serving package's evaluation on the same dataset and `comparison` their paired differences.
-    `word` is a person's, where one was asked: what the gate would promote is promoted or kept as it says. Doing it
-    again with the same evaluations and the same champion finds the same row. Raises NotFoundError for a package that
-    the catalog does not know, PackageError for an evaluation of another package.
+    `policy` is the recipe's of today, where that is not the one that the package was trained under. `word` is a
+    person's, where one was asked: what the gate would promote is promoted or kept as it says; a policy that wants one
+    is not satisfied without. Doing it again with the same evaluations and the same champion finds the same row.
+    Raises NotFoundError for a package that the catalog does not know, PackageError for an evaluation of another
+    package, RecipeError for a policy that does not fit the model.
     """
     if evaluation.package != package.key:
         raise PackageError("the evaluation is of another package", where=package.key, reason="wrong-evaluation")
@@ -73,8 +78,10 @@ def register(
     catalog.change(PackageRow, PackageRow.package == package.key, version=version.version, run=version.run_id)
     with _settled(registry, catalog, version.name):
         current = registry.champion(version.name)
-        decision = _verdict(catalog, package, evaluation, current, champion, comparison)
-        if word is not None and decision.action == PROMOTED:
+        policy = policy or package.recipe.promote
+        decision = _verdict(catalog, package, policy, evaluation, current, champion, comparison)
+        if decision.action == PROMOTED and (word is not None or policy.approval):
+            word = word or unasked(version.name)
             decision, who = _as_told(decision, word), who if word.who == NOBODY else word.who
         row = _record(catalog, _row(version, decision, current, evaluation.digest, who))
         _apply(registry, row)
@@ -90,10 +97,11 @@ def preview(
     *,
     champion: Evaluation | None = None,
     comparison: Comparison | None = None,
+    policy: Promote | None = None,
 ) -> Decision:
-    """What the gate would say now. Records nothing and moves nothing."""
+    """What the gate would say now, before anybody is asked. Records nothing and moves nothing."""
     current = serving(registry, catalog, package.recipe.name)
-    return _verdict(catalog, package, evaluation, current, champion, comparison)
+    return _verdict(catalog, package, policy or package.recipe.promote, evaluation, current, champion, comparison)
 
 
 def serving(registry: Registry, catalog: Catalog, name: str) -> RegisteredVersion | None:
@@ -167,6 +175,7 @@ def _settled(registry: Registry, catalog: Catalog, name: str) -> Iterator[None]:
 def _verdict(
     catalog: Catalog,
     package: ModelPackage,
+    policy: Promote,
     evaluation: Evaluation,
     current: RegisteredVersion | None,
     champion: Evaluation | None,
@@ -174,7 +183,7 @@ def _verdict(
 ) -> Decision:
     """The gate's, unless a person has taken this package out of service."""
     return _rolled_back(catalog, package) or decide(
-        package.recipe.promote,
+        policy,
         challenger=evaluation,
         champion_package=current.package if current else None,
         champion=champion,
@@ -184,7 +193,7 @@ def _verdict(
 
 def _as_told(decision: Decision, word: Word) -> Decision:
     """The gate's yes as a person has confirmed or refused it."""
-    return Decision(PROMOTED if word.approved else KEPT, (str(word), *decision.reasons), decision.figures)
+    return decision.with_check(Check("approval", None, None, word.approved, str(word)), str(word))
 
 
 def _carried_out(

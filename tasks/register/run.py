@@ -5,10 +5,12 @@ from __future__ import annotations
 from models.approval import Word
 from models.errors import NotFoundError
 from models.evaluation import Comparison
-from models.refs import EvaluationRef, PackageRef
+from models.recipe import Promote, Recipe
+from models.refs import DatasetRef, EvaluationRef, PackageRef
 from models.registration import Registered, Serving
 from tasks.register import promotion
 from tasks.register.card import model_card
+from tasks.register.rules import check_policy
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_description
 from tasks.stores.registry import RegisteredVersion
@@ -76,8 +78,12 @@ def register(
     champion_evaluation: EvaluationRef | None,
     comparison: Comparison | None,
     word: Word | None = None,
+    policy: Promote | None = None,
 ) -> Registered:
-    """Log the package with its card, decide, and move the alias; again, it finds the same decision."""
+    """Log the package with its card, decide, and move the alias; again, it finds the same decision.
+
+    `policy` is the recipe's of today; without it, the one that the package was trained under.
+    """
     folder = stores.packages.local(package.key)
     described, judged = read_description(folder), stores.evaluations.read(evaluation.key)
     dataset = stores.datasets.read(described.dataset)
@@ -92,6 +98,7 @@ def register(
         comparison=comparison,
         card=model_card(described, judged, dataset, comparison=comparison),
         word=word,
+        policy=policy,
     )
     return Registered(
         name=done.version.name,
@@ -111,8 +118,9 @@ def would_serve(
     evaluation: EvaluationRef,
     champion_evaluation: EvaluationRef | None,
     comparison: Comparison | None,
+    policy: Promote | None = None,
 ) -> bool:
-    """Whether the gate would promote the package now. Changes nothing."""
+    """Whether the gate would promote the package now, if nobody objects. Changes nothing."""
     decision = promotion.preview(
         stores.registry,
         stores.catalog,
@@ -120,5 +128,26 @@ def would_serve(
         stores.evaluations.read(evaluation.key),
         champion=stores.evaluations.read(champion_evaluation.key) if champion_evaluation else None,
         comparison=comparison,
+        policy=policy,
     )
     return decision.action == promotion.PROMOTED
+
+
+def check(stores: Stores, recipe: Recipe, dataset: DatasetRef) -> None:
+    """Whether the recipe's policy can be carried out at all: known before anything is learnt. Raises RecipeError."""
+    check_policy(recipe.promote, recipe.kind, stores.datasets.read(dataset.key).classes)
+
+
+def rollback(stores: Stores, name: str, *, who: str, reason: str, leaving: str | None = None) -> str:
+    """Let the champion before this one serve again; returns its version. See `promotion.rollback`."""
+    row = promotion.rollback(stores.registry, stores.catalog, name, who=who, reason=reason, leaving=leaving)
+    return row.version
+
+
+def serving_version(stores: Stores, name: str) -> str:
+    """The number of the version that serves. Raises NotFoundError without one, or for an unknown model."""
+    found = promotion.serving(stores.registry, stores.catalog, name)
+    if found is None:
+        known = ", ".join(stores.registry.names()) or "none yet"
+        raise NotFoundError("no version of this model serves", where=name, hint=f"registered models: {known}")
+    return found.version

@@ -57,6 +57,7 @@ def test_everything_is_there_and_telling_it_again_changes_nothing(served: Served
         "ingest/by-hand",
         "predict/by-hand",
         "evaluate/by-hand",
+        "rollback/by-hand",
     }
     before = told(served)
     assert deploy(installation) == names
@@ -114,6 +115,29 @@ def test_a_recipe_that_is_no_longer_named_is_paused_and_one_given_by_hand_is_kep
     deploy(installation)
     paused = {name: served.get(f"/deployments/name/retrain/{name}")["paused"] for name in ("liver", "kidney", "spleen")}
     assert paused == {"liver": False, "kidney": True, "spleen": False}
+
+
+def test_a_training_that_may_wait_for_a_person_is_not_held_to_be_lost(served: Served, installation: Settings) -> None:
+    (served.settings.home / "asked.toml").write_text(RECIPE.format(name="asked") + "promote.approval = true\n")
+    both = Nightly(recipes=(Path("liver.toml"), Path("asked.toml")))
+    deploy(installation.model_copy(update={"nightly": both}))
+    watched = str(next(a for a in served.post("/automations/filter", {}) if a["name"] == "nocturne: a run was lost"))
+    ids = {name: served.get(f"/deployments/name/retrain/{name}")["id"] for name in ("liver", "asked")}
+    assert ids["liver"] in watched
+    assert ids["asked"] not in watched
+    assert served.get("/deployments/name/retrain/asked")["parameters"]["approval"] is True
+    deploy(installation)
+
+
+def test_the_form_for_a_rollback_wants_a_model_and_a_reason(served: Served, installation: Settings) -> None:
+    deploy(installation)
+    found = served.get("/deployments/name/rollback/by-hand")
+    schema = found["parameter_openapi_schema"]
+    assert set(schema["required"]) == {"model", "reason"}
+    assert "recipe's name" in schema["properties"]["model"]["description"]
+    path = f"/deployments/{found['id']}/create_flow_run"
+    for wrong in ({"model": "liver"}, {"model": "liver", "reason": " "}, {"model": "", "reason": "bad masks"}):
+        assert served.answered("POST", path, json={"parameters": wrong}).status_code == 409
 
 
 @pytest.mark.parametrize("cron", ["when the moon is full", "30 25 * * *"])

@@ -14,6 +14,7 @@ from models.approval import NOBODY, Word
 from models.errors import NotFoundError, PackageError, RecipeError, ServiceUnavailableError
 from models.evaluation import Comparison, Evaluation
 from models.package import ModelPackage
+from models.recipe import Promote
 from tasks.register import promotion
 from tasks.register.promotion import Registration
 from tasks.stores.catalog import Catalog
@@ -124,7 +125,7 @@ def test_the_first_night_promotes_and_every_row_and_alias_says_so(nights: Nights
     (audit,) = promotion.history(nights.registry, nights.catalog, nights.name)
     assert audit.package == done.version.package
     assert audit.evaluation
-    assert audit.figures["rule"]["metric"] == "dice"
+    assert audit.figures["metric"] == "dice"
     assert audit.who == "nocturne"
 
 
@@ -190,6 +191,28 @@ def test_no_answer_is_told_as_such_and_not_as_a_persons(nights: Nights) -> None:
     nights.night(2, word=Word(approved=False, who=NOBODY, reason="nobody answered within 12 hours"))
     last = promotion.history(nights.registry, nights.catalog, nights.name)[-1]
     assert (last.action, last.who, last.reasons[0]) == ("kept", "nocturne", "nobody answered within 12 hours")
+
+
+def test_a_policy_that_wants_a_person_is_not_satisfied_without_one(nights: Nights) -> None:
+    nights.rules = "[promote]\napproval = true"
+    kept = nights.night(1)
+    assert (kept.decision.action, nights.champion) == ("kept", None)
+    assert f"nocturne models promote {nights.name}" in kept.decision.reasons[0]
+    assert kept.decision.figures["checks"][-1]["rule"] == "approval"
+    yes = Word(approved=True, who="ana", reason="looked at it")
+    assert nights.night(2, word=yes).decision.action == "promoted"
+    last = promotion.history(nights.registry, nights.catalog, nights.name)[-1]
+    assert (last.who, last.figures["checks"][-1]["passed"]) == ("ana", True)
+
+
+def test_the_recipes_policy_of_today_decides_on_a_package_of_yesterday(nights: Nights) -> None:
+    package, folder = nights.package(1)
+    strict, evaluation = Promote(floor=0.9), an_evaluation(package, 0.8)
+    for policy, action in ((strict, "kept"), (None, "promoted")):
+        said = promotion.preview(nights.registry, nights.catalog, package, evaluation, policy=policy)
+        done = promotion.register(nights.registry, nights.catalog, package, folder, evaluation, policy=policy)
+        assert (said.action, done.decision.action) == (action, action)
+    assert nights.trail == [("kept", "1", None), ("promoted", "1", None)]
 
 
 def test_asking_what_the_gate_would_say_changes_nothing(nights: Nights) -> None:
