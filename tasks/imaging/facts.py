@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.geometry import Geometry
-from models.plan import ChannelLevels
+from models.plan import CaseFacts, ChannelLevels, Normalisation, Plan
+from tasks.imaging.compose import missing_channels
+from tasks.imaging.crop import box_shape, nonzero_box
 
 _PER_AXIS = 64
 _LETTERS = ("LR", "PA", "HF")  # towards rising and falling x, y and z of LPS, as Patient Orientation writes them
 NOTHING = ChannelLevels(p05=0.0, median=0.0, p95=0.0)
 """Of a channel that is missing."""
 _PLANES = ("sagittal", "coronal", "axial")
+PERCENTILES: Final = {"5th percentile": "p05", "median": "median", "95th percentile": "p95"}
+"""Of `ChannelLevels`, by what people call them."""
+
+
+def image_facts(volume: str, array: NDArray[Any], geometry: Geometry) -> CaseFacts:
+    """What is kept of an arrived image ([c,] z, y, x): as of a training case, but for its labels."""
+    channels = array[None] if array.ndim == 3 else array
+    missing = missing_channels(channels)
+    values = _there(_sample(channels)[0])
+    first, middle, third = np.percentile(values, (25, 50, 75))
+    return CaseFacts(
+        volume=volume,
+        shape=geometry.shape,
+        spacing=geometry.spacing,
+        cropped_shape=box_shape(nonzero_box(np.delete(channels, missing, axis=0) if missing else channels)),
+        median=float(middle),
+        iqr=float(third - first),
+        orientation=orientation(geometry),
+        levels=channel_levels(channels),
+    )
 
 
 def channel_levels(array: NDArray[Any]) -> tuple[ChannelLevels, ...]:
@@ -22,9 +45,31 @@ def channel_levels(array: NDArray[Any]) -> tuple[ChannelLevels, ...]:
 
     The sample is a view: nothing of the image is copied. A missing channel (NaN throughout) has none.
     """
-    channels = array[None] if array.ndim == 3 else array
-    steps = tuple(slice(None, None, max(1, n // _PER_AXIS)) for n in channels.shape[1:])
-    return tuple(_levels(channel[steps]) for channel in channels)
+    return tuple(_levels(channel) for channel in _sample(array[None] if array.ndim == 3 else array))
+
+
+def extent(facts: CaseFacts) -> tuple[float, float, float]:
+    """(z, y, x) mm of the whole image."""
+    z, y, x = (n * step for n, step in zip(facts.shape, facts.spacing, strict=True))
+    return z, y, x
+
+
+def visible_range(how: Sequence[Normalisation], channel: int) -> tuple[float, float]:
+    """The range outside of which the network sees no difference: a scanner's padding, say."""
+    scheme = how[channel] if channel < len(how) else Normalisation(scheme="none")
+    return (scheme.low, scheme.high) if scheme.scheme in ("ct", "window") else (-np.inf, np.inf)
+
+
+def visible_level(levels: ChannelLevels, percentile: str, visible: tuple[float, float]) -> float:
+    """A percentile as the network sees it."""
+    return float(np.clip(getattr(levels, percentile), *visible))
+
+
+def channel_name(plan: Plan, channel: int, channels: int) -> str:
+    """What the intensities of one of `channels` are called."""
+    if channels == 1:
+        return "intensities"
+    return plan.channels[channel] if channel < len(plan.channels) else f"channel {channel + 1}"
 
 
 def orientation(geometry: Geometry) -> str:
@@ -45,6 +90,16 @@ def _letter(axis: NDArray[np.float64]) -> str:
 def _levels(sample: NDArray[Any]) -> ChannelLevels:
     if sample.dtype.kind == "f" and np.isnan(sample).all():
         return NOTHING
-    values = sample[sample != 0]
-    low, middle, high = np.percentile(values if values.size else sample, (5, 50, 95))
+    low, middle, high = np.percentile(_there(sample), (5, 50, 95))
     return ChannelLevels(p05=float(low), median=float(middle), p95=float(high))
+
+
+def _sample(channels: NDArray[Any]) -> NDArray[Any]:
+    steps = tuple(slice(None, None, max(1, n // _PER_AXIS)) for n in channels.shape[1:])
+    return channels[(slice(None), *steps)]
+
+
+def _there(sample: NDArray[Any]) -> NDArray[Any]:
+    """The values ≠ 0; all, where there are none."""
+    values = sample[sample != 0]
+    return values if values.size else sample

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from models.errors import PackageError
 from models.package import ModelPackage
-from models.plan import CaseFacts, ChannelLevels, Fingerprint, Normalisation, Plan
+from models.plan import CaseFacts, Fingerprint, Plan
 from models.volume import Volume
-from tasks.imaging.facts import NOTHING, channel_levels, orientation, slice_plane
+from tasks.imaging.facts import NOTHING, PERCENTILES, channel_name, extent, slice_plane, visible_level, visible_range
 
 SPACING_SLACK = 1.25
 """Factor beyond the range of spacings."""
@@ -28,7 +28,6 @@ RANGE_SLACK = 0.5
 CONTRAST_SLACK = 0.25
 """… and share of a typical case's contrast (from its 5th to its 95th percentile) on top."""
 
-_PERCENTILES = {"5th percentile": "p05", "median": "median", "95th percentile": "p95"}
 _UNITS = {"HU": "HU", "SUVbw": "SUVbw", "BQML": "Bq/mL", "CNTS": "counts"}
 
 
@@ -69,8 +68,11 @@ class Check:
         return cls(**(values | {"known": tuple(values.get("known", ()))}))
 
 
-def check_image(package: ModelPackage, volume: Volume) -> tuple[Check, ...]:
-    """Every check that the package's fingerprint allows: none for a package without one. Raises PackageError."""
+def check_image(package: ModelPackage, volume: Volume, facts: CaseFacts) -> tuple[Check, ...]:
+    """Every check that the package's fingerprint allows: none for a package without one. Raises PackageError.
+
+    `facts` are the volume's, as `tasks.imaging.facts.image_facts` measures them.
+    """
     if not package.fingerprint:
         return ()
     try:
@@ -82,34 +84,33 @@ def check_image(package: ModelPackage, volume: Volume) -> tuple[Check, ...]:
             hint="it comes from another version: train again or roll back",
         ) from None
     return (
-        *_kinds(package, seen, volume),
-        *_sizes(seen.cases, volume),
-        *_intensities(seen.cases, package.plan, volume),
+        *_kinds(package, seen, volume.modality, facts),
+        *_sizes(seen.cases, facts),
+        *_intensities(seen.cases, package.plan, facts, volume.unit),
     )
 
 
-def _kinds(package: ModelPackage, seen: Fingerprint, volume: Volume) -> Iterator[Check]:
+def _kinds(package: ModelPackage, seen: Fingerprint, modality: str, facts: CaseFacts) -> Iterator[Check]:
     modalities = tuple(sorted({seen.modality, *package.recipe.images.modalities}))
-    yield Check("modality", volume.modality, None, None, volume.modality in modalities, known=modalities)
+    yield Check("modality", modality, None, None, modality in modalities, known=modalities)
     codes = {case.orientation for case in seen.cases}
     if codes and "" not in codes:
-        found = orientation(volume.geometry)
+        found = facts.orientation
         known = tuple(_orientation(code) for code in sorted(codes))
         yield Check("orientation", _orientation(found), None, None, found in codes, known=known)
 
 
-def _sizes(cases: Sequence[CaseFacts], volume: Volume) -> Iterator[Check]:
-    geometry = volume.geometry
+def _sizes(cases: Sequence[CaseFacts], facts: CaseFacts) -> Iterator[Check]:
     for axis, name in enumerate("zyx"):
         # A single slice has neither a distance to the next nor a depth.
         several = [case for case in cases if case.shape[axis] > 1]
-        if geometry.shape[axis] > 1 and several:
+        if facts.shape[axis] > 1 and several:
             values = [case.spacing[axis] for case in several]
-            yield _by_factor(f"spacing {name}", geometry.spacing[axis], values, SPACING_SLACK)
+            yield _by_factor(f"spacing {name}", facts.spacing[axis], values, SPACING_SLACK)
     for axis, name in enumerate("zyx"):
-        values = [case.shape[axis] * case.spacing[axis] for case in cases]
-        if values and (geometry.shape[axis] > 1 or any(case.shape[axis] > 1 for case in cases)):
-            yield _by_factor(f"size {name}", geometry.extent[axis], values, SIZE_SLACK)
+        values = [extent(case)[axis] for case in cases]
+        if values and (facts.shape[axis] > 1 or any(case.shape[axis] > 1 for case in cases)):
+            yield _by_factor(f"size {name}", extent(facts)[axis], values, SIZE_SLACK)
 
 
 def _by_factor(name: str, value: float, values: Sequence[float], slack: float) -> Check:
@@ -117,48 +118,34 @@ def _by_factor(name: str, value: float, values: Sequence[float], slack: float) -
     return Check(name, value, low, high, low / slack <= value <= high * slack, "mm")
 
 
-def _intensities(cases: Sequence[CaseFacts], plan: Plan, volume: Volume) -> Iterator[Check]:
-    found = channel_levels(volume.array)
+def _intensities(cases: Sequence[CaseFacts], plan: Plan, facts: CaseFacts, unit: str) -> Iterator[Check]:
+    found = facts.levels
     usable = [case.levels for case in cases if len(case.levels) == len(found)]
     # Series that are channels of one image have units of their own.
-    unit = "" if plan.channels else _UNITS.get(volume.unit, "")
+    unit = "" if plan.channels else _UNITS.get(unit, "")
     for channel, here in enumerate(found if usable else ()):
-        low, high = _visible(plan.prepare.normalisation, channel)
+        seen = visible_range(plan.prepare.normalisation, channel)
         known = [levels[channel] for levels in usable]
         if channel:
             # A further channel may be missing, here or there: then there is nothing to compare.
             known = [levels for levels in known if levels != NOTHING]
             if not known or here == NOTHING:
                 continue
-        contrast = float(np.median([_clipped(k, low, high, "p95") - _clipped(k, low, high, "p05") for k in known]))
-        for name, key in _PERCENTILES.items():
-            values = [_clipped(k, low, high, key) for k in known]
+        contrast = float(np.median([visible_level(k, "p95", seen) - visible_level(k, "p05", seen) for k in known]))
+        for name, key in PERCENTILES.items():
+            values = [visible_level(k, key, seen) for k in known]
             yield _by_reach(
-                f"{name} of {_named(plan, channel)}" if len(found) > 1 else f"{name} of intensities",
-                _clipped(here, low, high, key),
+                f"{name} of {channel_name(plan, channel, len(found))}",
+                visible_level(here, key, seen),
                 values,
                 RANGE_SLACK * (max(values) - min(values)) + CONTRAST_SLACK * contrast,
                 unit,
             )
 
 
-def _named(plan: Plan, channel: int) -> str:
-    return plan.channels[channel] if channel < len(plan.channels) else f"channel {channel + 1}"
-
-
 def _by_reach(name: str, value: float, values: Sequence[float], reach: float, unit: str) -> Check:
     low, high = min(values), max(values)
     return Check(name, value, low, high, low - reach <= value <= high + reach, unit)
-
-
-def _visible(how: Sequence[Normalisation], channel: int) -> tuple[float, float]:
-    """The range outside of which the network sees no difference: a scanner's padding, say."""
-    scheme = how[channel] if channel < len(how) else Normalisation(scheme="none")
-    return (scheme.low, scheme.high) if scheme.scheme in ("ct", "window") else (-np.inf, np.inf)
-
-
-def _clipped(levels: ChannelLevels, low: float, high: float, key: str) -> float:
-    return float(np.clip(getattr(levels, key), low, high))
 
 
 def _orientation(code: str) -> str:

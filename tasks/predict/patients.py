@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 from models.assembly import current
 from models.errors import BadInputError, IntegrityError, NocturneError, NotFoundError
 from models.geometry import Geometry
+from models.plan import CaseFacts
 from models.recipe import Images
 from models.refs import VolumeRef
+from tasks.imaging.facts import image_facts
 from tasks.imaging.predictor import Predictor
 from tasks.imaging.prepare import prepare_image
+from tasks.imaging.uncertainty import case_uncertainty
+from tasks.predict.applied import Said
 from tasks.predict.beside import fitting_cases, read_image
 from tasks.predict.familiarity import Check, check_image
-from tasks.predict.findings import Finding, classes
+from tasks.predict.findings import classes
 from tasks.stores.house import Stores
 from tasks.stores.tables import VolumeRow
 
@@ -46,12 +50,13 @@ class PatientCase:
 
 
 @dataclass(frozen=True, slots=True)
-class PatientFound:
-    """What is said of a patient; `volume` is the one of the study that it is attached to."""
+class Found:
+    """What is said of a case; `volume` is the one of the study that it is attached to, and `facts` are its."""
 
     volume: VolumeRef
-    findings: tuple[Finding, ...]
+    said: Said
     checks: tuple[Check, ...]
+    facts: CaseFacts
 
 
 def patient_cases(stores: Stores, images: Images, volumes: Sequence[VolumeRef]) -> tuple[PatientCase, ...]:
@@ -75,7 +80,7 @@ def _others(stores: Stores, images: Images, patient: str, own: Collection[str]) 
 
 def say(
     stores: Stores, predictor: Predictor, case: PatientCase, set_aside: SetAside, clinical: tuple[str, ...] = ()
-) -> PatientFound:
+) -> Found:
     """What the model says of the patient; series that are no good are set aside, and the others speak.
 
     Raises the first error of the study's own series where none of them is good.
@@ -91,7 +96,9 @@ def say(
         case = PatientCase(tuple(mine), tuple(ref for ref in good if ref not in mine))
         reading.checks.clear()
         probabilities = predictor.classify_many(reading.images(case.series), clinical)
-    return PatientFound(case.anchor, classes(probabilities, predictor.package), tuple(reading.checks))
+    package = predictor.package
+    said = Said(classes(probabilities, package), case_uncertainty(package.plan, probabilities))
+    return Found(case.anchor, said, tuple(reading.checks), reading.facts[case.anchor])
 
 
 @dataclass
@@ -100,13 +107,15 @@ class _Reading:
     predictor: Predictor
     set_aside: SetAside
     checks: list[Check] = field(default_factory=list)
+    facts: dict[VolumeRef, CaseFacts] = field(default_factory=dict)
     errors: dict[VolumeRef, NocturneError] = field(default_factory=dict)
 
     def images(self, series: Sequence[VolumeRef]) -> Iterator[tuple[NDArray[np.generic], Geometry]]:
         """One after the other, compared with what training saw."""
         for ref in series:
             volume = read_image(self.stores, self.predictor.package, ref)
-            self.checks += check_image(self.predictor.package, volume)
+            self.facts[ref] = image_facts(ref.key, volume.array, volume.geometry)
+            self.checks += check_image(self.predictor.package, volume, self.facts[ref])
             yield volume.array, volume.geometry
 
     def is_good(self, ref: VolumeRef) -> bool:

@@ -15,12 +15,13 @@ from models.errors import NocturneError, NotFoundError, NothingToDoError, Recipe
 from models.hashing import content_key
 from models.package import ModelPackage
 from models.refs import AnalysisRef, PackageRef, StudyVersionRef, VolumeRef
+from tasks.imaging.facts import image_facts
 from tasks.imaging.predictor import Predictor
 from tasks.predict.applied import APPLIED
 from tasks.predict.beside import beside, clinical_of, fitting_cases, read_image
 from tasks.predict.familiarity import Check, check_image
 from tasks.predict.findings import Finding, threshold_used
-from tasks.predict.patients import BAD, PatientCase, SetAside, patient_cases, say
+from tasks.predict.patients import BAD, Found, PatientCase, SetAside, patient_cases, say
 from tasks.predict.warm import alone_on, predictor_for
 from tasks.progress import stage
 from tasks.stores.house import Stores
@@ -215,13 +216,14 @@ def _predict(
     clinical: tuple[str, ...],
 ) -> None:
     volume = read_image(stores, package, ref)
-    compared = check_image(package, volume)
+    facts = image_facts(ref.key, volume.array, volume.geometry)
+    compared = check_image(package, volume, facts)
     with alone_on(predictor.device):
         if stores.catalog.get(PredictionRow, key):
             return  # another thread was first
         begun = time.monotonic()
-        found = APPLIED[package.plan.kind](stores, predictor, volume, key, clinical)
-        _keep(stores, package, ref, key, found, compared, time.monotonic() - begun, clinical)
+        said = APPLIED[package.plan.kind](stores, predictor, volume, key, clinical)
+        _keep(stores, package, Found(ref, said, compared, facts), key, time.monotonic() - begun, clinical)
 
 
 def _predict_patients(stores: Stores, package: PackageRef, cases: Sequence[PatientCase]) -> Predicted:
@@ -261,36 +263,46 @@ def _predict_patient(
     with stage("predict", len(case.series), "series") as running, alone_on(predictor.device):
         if not stores.catalog.get(PredictionRow, key):
             begun = time.monotonic()
-            said = say(stores, predictor, case, set_aside, clinical)
-            _keep(stores, package, said.volume, key, said.findings, said.checks, time.monotonic() - begun, clinical)
+            found = say(stores, predictor, case, set_aside, clinical)
+            _keep(stores, package, found, key, time.monotonic() - begun, clinical)
         running.advance(len(case.series))
 
 
 def _keep(
     stores: Stores,
     package: ModelPackage,
-    ref: VolumeRef,
+    found: Found,
     key: str,
-    found: Sequence[Finding],
-    compared: Sequence[Check],
     seconds: float,
     clinical: tuple[str, ...],
 ) -> None:
     result: dict[str, Any] = {
         "kind": package.plan.kind,
-        "findings": [finding.to_json() for finding in found],
+        "findings": [finding.to_json() for finding in found.said.findings],
         "threshold": threshold_used(package),
         "thresholds": list(package.thresholds),
         "regions": package.plan.regions,
-        "compared": bool(compared),  # with what training saw; False: the package does not tell
-        "checks": [check.to_json() for check in compared],
-        "familiar": all(check.passed for check in compared),
+        "compared": bool(found.checks),  # with what training saw; False: the package does not tell
+        "checks": [check.to_json() for check in found.checks],
+        "familiar": all(check.passed for check in found.checks),
         "clinical": dict(zip((v.name for v in package.plan.variables), clinical, strict=False)),
     }
     stores.catalog.add(
-        PredictionRow(prediction=key, package=package.key, volume=ref.key, result=result, seconds=seconds)
+        PredictionRow(
+            prediction=key,
+            package=package.key,
+            volume=found.volume.key,
+            result=result,
+            seconds=seconds,
+            facts=found.facts.model_dump(mode="json"),
+            uncertainty=found.said.uncertainty,
+        )
     )
-    mine = (QuarantineRow.stage == STAGE, QuarantineRow.subject == ref.key, QuarantineRow.resolved_at.is_(None))
+    mine = (
+        QuarantineRow.stage == STAGE,
+        QuarantineRow.subject == found.volume.key,
+        QuarantineRow.resolved_at.is_(None),
+    )
     stores.catalog.change(QuarantineRow, *mine, resolved_at=now())
 
 

@@ -2,20 +2,20 @@
 
 Spacings are compared by the factor between their medians, which is what planning looks at; intensities and the sizes of
 structures by Kolmogorov and Smirnov's distance; shares (of manufacturers, of classes) by the population stability
-index, Σ (p − q)·ln(p/q). Thresholds rise in small cohorts to what chance alone may do.
+index. Thresholds rise in small cohorts to what chance alone may do.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import chi2
 
 from models.plan import CaseFacts, Drift, Fingerprint
+from tasks.imaging.distributions import Counts, index_by_chance, ks_distance, stability_index
+from tasks.imaging.facts import PERCENTILES
 
 SPACING_FACTOR = 1.1
 LEAST_KS = 0.2
@@ -25,9 +25,6 @@ LEAST_CASES = 5
 """A distribution of fewer is none."""
 _KS_AT_1_PERCENT = 1.63
 _UNKNOWN = "not recorded"
-_PERCENTILES = {"5th percentile": "p05", "median": "median", "95th percentile": "p95"}
-
-Counts = Mapping[str, int]
 
 
 def measure_drift(
@@ -46,24 +43,6 @@ def measure_drift(
 def drifted(measures: Sequence[Drift]) -> tuple[Drift, ...]:
     """Those beyond their thresholds, the farthest first."""
     return tuple(sorted((m for m in measures if m.drifted), key=lambda m: -m.value / m.threshold))
-
-
-def ks_distance(first: Sequence[float], second: Sequence[float]) -> float:
-    """The greatest distance between two samples' distribution functions, 0 to 1."""
-    a, b = np.sort(first), np.sort(second)
-    places = np.concatenate((a, b))
-    below: list[NDArray[np.float64]] = [np.searchsorted(s, places, side="right") / len(s) for s in (a, b)]
-    return float(np.abs(below[0] - below[1]).max())
-
-
-def stability_index(before: Counts, now: Counts) -> float:
-    """Population stability index of two counts by name; half a case stands where there is none."""
-    names = sorted({*before, *now})
-    shares = []
-    for counts in (before, now):
-        held = np.array([max(0.5, counts.get(name, 0)) for name in names])
-        shares.append(held / held.sum())
-    return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
 
 
 def _spacings(before: Sequence[CaseFacts], now: Sequence[CaseFacts]) -> Iterator[Drift]:
@@ -85,7 +64,7 @@ def _levels(before: Sequence[CaseFacts], now: Sequence[CaseFacts]) -> Iterator[D
     channels = min((len(case.levels) for case in (*before, *now)), default=0)
     for channel in range(channels):
         of = f" of channel {channel + 1}" if channels > 1 else ""
-        for name, key in _PERCENTILES.items():
+        for name, key in PERCENTILES.items():
             old, new = ([float(getattr(c.levels[channel], key)) for c in cases] for cases in (before, now))
             yield from _apart(f"{name} of intensities{of}", old, new)
 
@@ -118,16 +97,13 @@ def _apart(measure: str, old: Sequence[float], new: Sequence[float], unit: str =
 
 def _shares(measure: str, before: Counts, now: Counts) -> Iterator[Drift]:
     n, m = sum(before.values()), sum(now.values())
-    kinds = len({*before, *now})
     if min(n, m) < LEAST_CASES:
         return
-    # Without a shift the index is distributed as χ² times (1/n + 1/m) (Yurdakul 2018).
-    chance = float(chi2.ppf(0.99, kinds - 1)) * (1 / n + 1 / m) if kinds > 1 else 0.0
     yield Drift(
         measure=measure,
         how="psi",
         value=_kept(stability_index(before, now)),
-        threshold=_kept(max(LEAST_PSI, chance)),
+        threshold=_kept(max(LEAST_PSI, index_by_chance(before, now, 0.01))),
         told=f"{_mix(before)} then, {_mix(now)} now",
     )
 

@@ -70,7 +70,7 @@ def test_regions_that_overlap_are_learnt_judged_and_told_each_by_itself(stores: 
     same = comparison_for("segmentation")(judged.cases, judged.cases, judged.evaluation, judged.evaluation)
     assert same.primary_difference.value == 0
 
-    told = APPLIED["segmentation"](stores, predictor, stores.volumes.open(rows[0].volume).read(), "prediction")
+    told = APPLIED["segmentation"](stores, predictor, stores.volumes.open(rows[0].volume).read(), "prediction").findings
     _, there = crossing(100)
     assert [finding.class_name for finding in told] == ["left", "right"]
     for finding, truth in zip(told, there, strict=True):
@@ -113,6 +113,6 @@ def test_images_that_show_several_classes_are_learnt_judged_and_called(stores: S
     right = 0
     for number in range(8):
         volume = stores.volumes.open(content_key("volume", number)).read()
-        told = APPLIED["classification"](stores, predictor, volume, f"prediction{number}")
+        told = APPLIED["classification"](stores, predictor, volume, f"prediction{number}").findings
         right += tuple(int(finding.called) for finding in told) == shown(number)
     assert right >= 7, "none, either, or both are called"

@@ -7,9 +7,10 @@ import pytest
 
 from models.errors import PackageError
 from models.geometry import Geometry
+from models.package import ModelPackage
 from models.plan import Fingerprint, Normalisation
 from models.volume import Volume
-from tasks.imaging.facts import channel_levels, orientation, slice_plane
+from tasks.imaging.facts import channel_levels, image_facts, orientation, slice_plane
 from tasks.predict.familiarity import Check, check_image
 from tasks.preprocess.fingerprint import look_at_case, summarise
 from tests.tasks.imaging.test_predictor import described
@@ -37,6 +38,10 @@ def trained_on(*images: Image, modality: str = "MR") -> Fingerprint:
     return summarise("d", modality, samples, classes=0)
 
 
+def compared(package: ModelPackage, volume: Volume) -> tuple[Check, ...]:
+    return check_image(package, volume, image_facts("v", volume.array, volume.geometry))
+
+
 def checked(
     image: Image, fingerprint: Fingerprint, modality: str = "MR", unit: str = "arbitrary", **plan: object
 ) -> dict[str, Check]:
@@ -44,7 +49,7 @@ def checked(
     if plan:
         prepare = package.plan.prepare.model_copy(update=plan)
         package = package.model_copy(update={"plan": package.plan.model_copy(update={"prepare": prepare})})
-    found = check_image(package, Volume(*image, modality, unit=unit))  # type: ignore[arg-type]
+    found = compared(package, Volume(*image, modality, unit=unit))  # type: ignore[arg-type]
     return {check.name: check for check in found}
 
 
@@ -124,7 +129,7 @@ def test_a_single_slice_has_no_slice_spacing() -> None:
 
 
 def test_a_package_that_knows_less_is_asked_less(known: Fingerprint) -> None:
-    assert check_image(described(balls()), Volume(*a_body(1), "MR")) == ()
+    assert compared(described(balls()), Volume(*a_body(1), "MR")) == ()
     plain = known.model_dump(mode="json")
     for case in plain["cases"]:
         del case["orientation"], case["levels"]
@@ -134,7 +139,7 @@ def test_a_package_that_knows_less_is_asked_less(known: Fingerprint) -> None:
 
 def test_a_fingerprint_that_cannot_be_read_is_a_bad_package() -> None:
     with pytest.raises(PackageError, match="fingerprint"):
-        check_image(described(balls(), fingerprint={"cases": 3}), Volume(*a_body(1), "MR"))
+        compared(described(balls(), fingerprint={"cases": 3}), Volume(*a_body(1), "MR"))
 
 
 def test_checks_survive_json(known: Fingerprint) -> None:

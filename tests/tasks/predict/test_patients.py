@@ -66,7 +66,9 @@ def test_a_study_is_one_finding_at_its_first_volume(stores: Stores, model: tuple
     package, network = model
     volumes = [series(stores, value, study=1, name=f"s{value}") for value in (0.0, 1.0, 0.0001)]
     (key,) = predict_volumes(stores, package, volumes)
-    assert row_of(stores, key).volume == volumes[0].key
+    row = row_of(stores, key)
+    assert row.volume == (row.facts or {})["volume"] == volumes[0].key
+    assert 0 <= (row.uncertainty or 0) < 0.1
     assert called(stores, key) == "square"
     assert network.given == [3]
     assert predict_volumes(stores, package, volumes) == (key,)

@@ -12,6 +12,7 @@ import torch
 
 from models.errors import MemoryExhaustedError, NotFoundError, NothingToDoError, PixelError
 from models.geometry import Geometry
+from models.plan import CaseFacts
 from models.refs import AnalysisRef, PackageRef, StudyVersionRef, VolumeRef
 from tasks.imaging.predictor import Predictor
 from tasks.predict import door
@@ -25,6 +26,7 @@ from tasks.predict.run import (
     prediction_key,
 )
 from tasks.predict.warm import WARM, predictor_for
+from tasks.preprocess.fingerprint import look_at_case
 from tasks.stores.house import Stores
 from tasks.stores.tables import AnalysisRow, PredictionRow, QuarantineRow
 from tests.tasks.predict.samples import ORIGIN, Levels, a_package, a_study, a_volume, scene, seen
@@ -175,6 +177,36 @@ class TestClassifying:
         assert all(f.volume_ml is None and f.voxels is None for f in said)
         stored = result(stores, package, volume).result
         assert (stored["threshold"], stored["kind"]) == (0.25, "classification")
+
+
+class TestWhatIsKeptForWatching:
+    def test_the_images_facts_are_those_that_training_keeps(self, stores: Stores) -> None:
+        package, _ = reading(stores)
+        volume = a_volume(stores, scene(seed=4))
+        predict_volumes(stores, package, [volume])
+        kept = CaseFacts.model_validate(result(stores, package, volume).facts)
+        trained = look_at_case(volume.key, scene(seed=4), GRID).facts
+        assert kept.model_copy(update={"median": 0, "iqr": 0}) == trained.model_copy(update={"median": 0, "iqr": 0})
+        assert (kept.median, kept.iqr) == pytest.approx((trained.median, trained.iqr), abs=0.05)
+
+    def test_an_unsure_answer_is_told_from_a_sure_one(self, stores: Stores) -> None:
+        package, network = reading(stores)
+        sure, unsure = a_volume(stores, scene(), series="sure"), a_volume(stores, scene(), series="unsure")
+        predict_volumes(stores, package, [sure])
+        network.sharpness = 0.5
+        predict_volumes(stores, package, [unsure])
+        first, second = (result(stores, package, volume).uncertainty for volume in (sure, unsure))
+        assert first is not None
+        assert second is not None
+        assert 0 <= first < 0.05 < second <= 1
+
+    def test_a_classifiers_is_the_entropy_of_its_probabilities(self, stores: Stores) -> None:
+        package = a_package(stores, pictures())
+        image = np.random.default_rng(0).normal(size=(1, 40, 30)).astype(np.float32)
+        volume = a_volume(stores, image, Geometry.from_spacing((1, 40, 30), (1.0, 0.2, 0.2)), modality="CR")
+        (key,) = predict_volumes(stores, package, [volume])
+        said = np.array([f.confidence for f in findings(stores, key)])
+        assert result(stores, package, volume).uncertainty == pytest.approx(-(said * np.log2(said)).sum(), abs=1e-5)
 
 
 class TestAnalysing:
