@@ -23,13 +23,18 @@ class LabelClass(Part):
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """What to look for: `match`, or the class's own name."""
-        return self.match or (self.name,)
+        """What to look for: `match`, and the class's own name, under which our own results come back corrected."""
+        return (*self.match, _literal(self.name)) if self.match else (self.name,)
 
     @classmethod
     def itself(cls, name: str) -> Self:
         """The class that means just `name`, whatever signs are in it."""
-        return cls(name=name, match=("".join(f"[{sign}]" if sign in "*?[" else sign for sign in name),))
+        return cls(name=name, match=(_literal(name),))
+
+
+def _literal(name: str) -> str:
+    """A pattern that fits just this name."""
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
 
 
 class Labels(Part):

@@ -15,7 +15,9 @@ from models.pseudonyms import Pseudonymizer
 from models.recipe import LabelClass, Labels, Recipe
 from models.refs import DatasetRef
 from models.volume import Segment
-from tasks.ingest.cases import Case, Exclusion, class_of, join, known_to, says, seen_classes, select
+from tasks.imaging.words import class_of, says
+from tasks.ingest.cases import Case, Exclusion, join, known_to, select
+from tasks.ingest.corrected import Corrections
 from tasks.ingest.patients import whole_patients
 from tasks.ingest.splits import place, strata
 from tasks.stores.catalog import Catalog
@@ -38,7 +40,7 @@ class DatasetBuild:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many volumes were left out, by reason."""
+        """How many volumes were left out, by reason; under "label-corrected", labels that a correction replaced."""
         return dict(sorted(Counter(exclusion.reason for exclusion in self.exclusions).items()))
 
 
@@ -57,10 +59,11 @@ def build_dataset(
     clinical table.
     """
     with catalog.transaction() as session:
-        cases, exclusions = _cases(session, recipe)
-        patients = strata(cases, classification=not recipe.learns_masks)
+        corrections = Corrections.of(session, recipe)
+        cases, exclusions = _cases(session, recipe, corrections)
+        patients = strata(cases, recipe.labels.source, classification=not recipe.learns_masks)
         sides = place(catalog, session, patients, recipe.split, pseudonymizer)
-        classes = seen_classes(recipe.labels, [c for c in cases if sides[c.volume.patient] == "train"])
+        classes = corrections.seen_classes(recipe.labels, [c for c in cases if sides[c.volume.patient] == "train"])
         if not recipe.labels.several:
             cases, unseen = _within(cases, classes)
             exclusions += unseen
@@ -79,7 +82,7 @@ def build_dataset(
     return DatasetBuild(ref, dataset, tuple(sorted(exclusions, key=lambda e: (e.reason, e.subject))), existed)
 
 
-def _cases(session: Session, recipe: Recipe) -> tuple[list[Case], list[Exclusion]]:
+def _cases(session: Session, recipe: Recipe, corrections: Corrections) -> tuple[list[Case], list[Exclusion]]:
     meant = session.scalars(sql_select(VolumeRow).where(VolumeRow.modality.in_(recipe.images.modalities)))
     assembled, exclusions = select(recipe.images, meant)
     if not assembled and not exclusions:
@@ -88,7 +91,8 @@ def _cases(session: Session, recipe: Recipe) -> tuple[list[Case], list[Exclusion
             where=recipe.name,
             hint="`nocturne status` says what is there and what was set aside",
         )
-    cases, unlabelled = join(recipe.labels, assembled, _labels(session, recipe.labels))
+    labels = [*_labels(session, recipe.labels), *corrections.of_other_kinds(session, recipe.labels)]
+    cases, unlabelled = join(recipe.labels, assembled, labels, corrections.moments)
     exclusions += unlabelled
     if recipe.labels.of == "patient":
         cases, exclusions = whole_patients(cases, exclusions, assembled)
@@ -142,7 +146,7 @@ def _row(case: Case, split: SplitName, classes: Sequence[LabelClass], recipe: Re
         split=split,
         target=target,
         channels=case.channels,
-        classes=tuple(int(says(case.label, wanted)) for wanted in classes) if several else (),
+        classes=tuple(int(says(case.label.value, wanted)) for wanted in classes) if several else (),
         modality=volume.modality,
         manufacturer=volume.manufacturer,
         model_name=volume.model_name,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from models.assembly import Assembled, assemble
 from models.recipe import Images, LabelClass, Labels
 from models.volume import Segment
 from tasks.imaging.masks import belongs, classes_from_segments
+from tasks.imaging.words import class_of, says, words
 from tasks.stores.tables import LabelRow, VolumeRow
 
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """A volume (by key) that the recipe's modality means, and why it is no case."""
+    """A volume (by key) that is no case though the recipe means its modality, or a label that a correction replaced."""
 
     subject: str
     reason: str
@@ -41,23 +43,31 @@ def select(images: Images, volumes: Iterable[VolumeRow]) -> tuple[list[Assembled
 
 
 def join(
-    labels: Labels, assembled: Sequence[Assembled[VolumeRow]], rows: Sequence[LabelRow]
+    labels: Labels,
+    assembled: Sequence[Assembled[VolumeRow]],
+    rows: Sequence[LabelRow],
+    corrected: Mapping[str, datetime],
 ) -> tuple[list[Case], list[Exclusion]]:
-    """Each case with its label, which is its reference's."""
+    """Each case with its label, which is its reference's. `corrected` says when labels became corrections."""
     beside = {one.reference.volume: one.channels for one in assembled}
-    cases, excluded = _labelled(labels, [one.reference for one in assembled], rows)
+    cases, excluded = _labelled(labels, [one.reference for one in assembled], rows, corrected)
     return [replace(case, channels=beside[case.volume.volume]) for case in cases], excluded
 
 
 def _labelled(
-    labels: Labels, volumes: Sequence[VolumeRow], rows: Sequence[LabelRow]
+    labels: Labels, volumes: Sequence[VolumeRow], rows: Sequence[LabelRow], corrected: Mapping[str, datetime]
 ) -> tuple[list[Case], list[Exclusion]]:
-    """Each volume with its label: of masks the newest, of a table's classes the narrowest (series, study, patient)."""
-    find = _classes_by_subject(rows) if labels.source == "CSV" else _masks_by_volume(rows)
+    """Each volume with its label: of masks the last correction of a model's, else the newest; of a table's classes the
+    narrowest (series, study, patient)."""
+    find = _classes_by_subject(rows) if labels.source == "CSV" else _masks_by_volume(rows, corrected)
     cases, excluded = [], []
     for volume in volumes:
         found = [Case(volume, row, shown) for row in find(volume) if (shown := _shown(labels, row)) is not None]
-        if found and not _torn(found):
+        if found and labels.source != "CSV" and found[0].label.label in corrected:
+            # Whoever corrected saw all of it: what was said before does not count any more.
+            excluded += [Exclusion(case.label.label, "label-corrected") for case in found[1:]]
+            cases.append(found[0])
+        elif found and not _torn(found):
             cases.append(found[0])
         else:
             excluded.append(Exclusion(volume.volume, _why(found, bool(find(volume)))))
@@ -79,13 +89,14 @@ def _torn(found: Sequence[Case]) -> bool:
 def _shown(labels: Labels, row: LabelRow) -> frozenset[str] | None:
     """What a label shows, or None where the recipe means nothing in it. Empty: looked for, and not there."""
     if labels.several:
-        return frozenset(wanted.name for wanted in labels.classes or classes_named(labels, [row]) if says(row, wanted))
+        meant = labels.classes or classes_named(labels, [row])
+        return frozenset(wanted.name for wanted in meant if says(row.value, wanted))
     told = structures(row)
     if not labels.classes:
         return frozenset(segment.name for segment, there in told if there) if told else None
     if row.source == "CSV":
-        meant = class_of(told[0][0], labels.classes)
-        return None if meant is None else frozenset({labels.classes[meant].name})
+        place = class_of(told[0][0], labels.classes)
+        return None if place is None else frozenset({labels.classes[place].name})
     found = [(wanted.name, there) for segment, there in told for wanted in labels.classes if belongs(segment, wanted)]
     return frozenset(name for name, there in found if there) if found else None
 
@@ -97,31 +108,22 @@ def structures(row: LabelRow) -> list[tuple[Segment, bool]]:
     return [(Segment(s["number"], s["name"], s["code"]), s["voxels"] > 0) for s in row.segments]
 
 
-def words(row: LabelRow) -> list[Segment]:
-    """What the value of a table says of an image that may show several classes: `effusion|nodule`."""
-    return [Segment(0, word.strip()) for word in (row.value or "").split("|") if word.strip()]
-
-
-def says(row: LabelRow, wanted: LabelClass) -> bool:
-    """Whether one of a value's words means the class. What is not said is not there."""
-    return any(belongs(word, wanted) for word in words(row))
-
-
 def classes_named(labels: Labels, rows: Iterable[LabelRow]) -> tuple[LabelClass, ...]:
     """Every word of these values as a class, but for those that say that there is none."""
     none = LabelClass(name="none", match=labels.none)
-    named = (word for row in rows for word in words(row) if not belongs(word, none))
+    named = (word for row in rows for word in words(row.value) if not belongs(word, none))
     return _by_spelling(named, by_number=True)
 
 
-def class_of(segment: Segment, classes: Sequence[LabelClass]) -> int | None:
-    """The first class that means a segment or value."""
-    return next((index for index, wanted in enumerate(classes) if belongs(segment, wanted)), None)
-
-
-def _masks_by_volume(rows: Sequence[LabelRow]) -> Callable[[VolumeRow], Sequence[LabelRow]]:
+def _masks_by_volume(
+    rows: Sequence[LabelRow], corrected: Mapping[str, datetime]
+) -> Callable[[VolumeRow], Sequence[LabelRow]]:
+    """Corrections first, the last one leading; then the others, the newest leading."""
     found: dict[str, list[LabelRow]] = defaultdict(list)
-    for row in _newest_first(rows):
+    corrections = sorted(
+        (row for row in rows if row.label in corrected), key=lambda r: (corrected[r.label], r.label), reverse=True
+    )
+    for row in (*corrections, *_newest_first([row for row in rows if row.label not in corrected])):
         found[row.volume or ""].append(row)
     return lambda volume: found.get(volume.volume, ())
 

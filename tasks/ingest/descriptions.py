@@ -216,6 +216,11 @@ def safe_description(text: str, also: frozenset[str] = frozenset(), without: fro
     return kept
 
 
+def tokens(text: str) -> frozenset[str]:
+    """A text's words in lower case, as `safe_description` is told of further ones."""
+    return frozenset(match.group().lower() for match in _TOKEN.finditer(text))
+
+
 def _with_gaps(text: str) -> Iterator[tuple[re.Match[str], int]]:
     """Each token with the place where the one before it ended."""
     end = 0

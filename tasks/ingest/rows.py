@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from models.clinical import CHARACTERISTICS
+from pydicom.datadict import tag_for_keyword
+
+from models.clinical import CHARACTERISTICS, CONTRAST, SITE
 from models.hashing import content_key
 from models.pseudonyms import Pseudonymizer
 from models.series import ScannedSeries, Source
 from models.volume import Volume
 from tasks.ingest.scan import Problem
 from tasks.ingest.stack import Refused, Slice, Stack
+from tasks.ingest.values import UnreadableError, decoded, strings
 from tasks.stores.tables import QuarantineRow, VolumeRow
 
 STAGE: Final = "ingest"
@@ -28,6 +31,10 @@ _IDENTITY: Final = (
     "ReferringPhysicianName",
     "IssuerOfPatientID",
 )
+_TELL_CONTRAST: Final = frozenset({"CT", "MR", "XA", "RF"})
+"""Their images have to name a contrast medium that was given (PS3.3 A.3, A.4, A.14, A.16)."""
+_NO_CONTRAST: Final = frozenset({"", "no", "none", "n", "n/a", "na", "0", "-", "no contrast", "without", "unenhanced"})
+"""What stands in the place of an agent where none was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +92,46 @@ def refused_row(names: Names, refused: Refused, digests: Mapping[Source, str]) -
     )
 
 
-def volume_row(volume_key: str, series: str, names: Names, volume: Volume, clean: Any, stack: Stack) -> VolumeRow:
-    """The catalog's row of one volume."""
+def circumstances(dataset: Any, pseudonymizer: Pseudonymizer) -> dict[str, str]:
+    """Of an original header, what de-identification takes away and test cases are told apart by: the site, by its
+    pseudonym, and whether contrast medium was given, of images that would say so.
+    """
+    found = {}
+    if institution := _plain(dataset, "InstitutionName"):
+        found[SITE] = pseudonymizer.site(institution)
+    if _plain(dataset, "Modality").upper() in _TELL_CONTRAST:
+        told = _plain(dataset, "ContrastBolusAgent").casefold()
+        given = told not in _NO_CONTRAST or _items(dataset, "ContrastBolusAgentSequence") > 0
+        found[CONTRAST] = "with" if given else "without"
+    return found
+
+
+def _plain(dataset: Any, name: str) -> str:
+    """An element's text, "" where it is absent or cannot be read."""
+    tag = tag_for_keyword(name)
+    try:
+        return "\\".join(strings(decoded(dataset, tag), dataset)).strip() if tag in dataset else ""
+    except UnreadableError:
+        return ""
+
+
+def _items(dataset: Any, name: str) -> int:
+    """Of a sequence, 0 where it is absent or cannot be read."""
+    tag = tag_for_keyword(name)
+    try:
+        value = decoded(dataset, tag).value if tag in dataset else None
+    except UnreadableError:
+        return 0
+    return len(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else 0
+
+
+def volume_row(
+    volume_key: str, series: str, names: Names, volume: Volume, clean: Any, stack: Stack, known: Mapping[str, str]
+) -> VolumeRow:
+    """The catalog's row of one volume. `known` are its `circumstances`."""
     geometry = volume.geometry
     (z, y, x), (dz, dy, dx) = geometry.shape, geometry.spacing
+    kept = {name: text for name in CHARACTERISTICS if (text := str(clean.get(name) or "").strip())}
     return VolumeRow(
         volume=volume_key,
         series=series,
@@ -111,7 +154,7 @@ def volume_row(volume_key: str, series: str, names: Names, volume: Volume, clean
         model_name=str(clean.get("ManufacturerModelName") or ""),
         slice_thickness=stack.slices[0].plane.thickness,
         notes=list(volume.notes),
-        characteristics={name: text for name in CHARACTERISTICS if (text := str(clean.get(name) or "").strip())},
+        characteristics=kept | dict(known),
     )
 
 

@@ -21,7 +21,7 @@ from tasks.ingest.deidentify import Deidentifier, to_attributes
 from tasks.ingest.frames import full_header
 from tasks.ingest.headers import header_bytes
 from tasks.ingest.pixels import Intake
-from tasks.ingest.rows import identities, names_of, places_of, problem_row, refused_row, volume_row
+from tasks.ingest.rows import circumstances, identities, names_of, places_of, problem_row, refused_row, volume_row
 from tasks.ingest.scan import Scanner, workers_for
 from tasks.ingest.sources import reaching
 from tasks.ingest.stack import Refused, Stack, stacks_of
@@ -227,7 +227,8 @@ class _SeriesRun:
                 refused.append(Refused(stack.slices, error))
                 continue
             self._room._volumes.write(keys[number], volume)
-            rows.append(volume_row(keys[number], key, self._names, volume, clean, stack))
+            known = circumstances(dataset, self._room._pseudonymizer)
+            rows.append(volume_row(keys[number], key, self._names, volume, clean, stack, known))
             original, study = original or dataset, study or clean
             intake.slots[number].stored = None
         intake.release()

@@ -29,8 +29,8 @@ _SPELLINGS: Mapping[str, SplitName] = {
 }
 
 
-def strata(cases: Sequence[Case], *, classification: bool) -> dict[str, str]:
-    """Each patient's stratum: its rarest class, or (of masks) the source and all that its labels show.
+def strata(cases: Sequence[Case], source: str, *, classification: bool) -> dict[str, str]:
+    """Each patient's stratum: its rarest class, or (of masks) the recipe's source and all that its labels show.
 
     Combinations of structures that fewer than five patients have count as one: a quota needs somebody to share out.
     """
@@ -43,7 +43,6 @@ def strata(cases: Sequence[Case], *, classification: bool) -> dict[str, str]:
         return {
             patient: min(names, key=lambda n: (patients[n], n), default="nothing") for patient, names in shown.items()
         }
-    source = cases[0].label.source if cases else ""
     joined = {patient: f"{source}: {' + '.join(sorted(names)) or 'nothing'}" for patient, names in shown.items()}
     size = Counter(joined.values())
     return {patient: s if size[s] >= _SMALL else f"{source}: other" for patient, s in joined.items()}

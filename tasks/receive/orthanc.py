@@ -25,9 +25,10 @@ from models.hospital import OrthancFeed
 from models.pseudonyms import Pseudonymizer
 from tasks.receive.answers import AS_IT_IS, refusal, unreachable
 from tasks.receive.reception import Reception
-from tasks.receive.results import RESULT_CLASSES, delivered
+from tasks.receive.results import RESULT_CLASSES
 from tasks.receive.streams import CHUNK, Incoming, open_file
 from tasks.stores.catalog import Catalog
+from tasks.stores.results import delivered
 from tasks.stores.tables import CursorRow, QuarantineRow
 
 FETCHERS: Final = 4

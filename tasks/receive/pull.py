@@ -19,9 +19,9 @@ from tasks.receive.asking import Archive, FoundSeries, FoundStudy, Order, Wanted
 from tasks.receive.dicomweb import DicomwebArchive
 from tasks.receive.query import DimseArchive
 from tasks.receive.reception import Reception
-from tasks.receive.results import delivered
 from tasks.stores.catalog import Catalog
 from tasks.stores.peek import is_uid
+from tasks.stores.results import delivered
 from tasks.stores.tables import InstanceRow
 
 _UNNAMED: Final = ("bad-uid", "some of it is named by what is no UID, and cannot be asked for")

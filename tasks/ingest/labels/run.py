@@ -17,10 +17,12 @@ from models.series import InstanceHeader, ScannedSeries
 from models.volume import Mask
 from tasks.ingest.labels.match import find_volume
 from tasks.ingest.labels.parts import PlacedLabel
+from tasks.ingest.labels.returned import Ours, returned
 from tasks.ingest.labels.rtstruct import read_rtstruct
 from tasks.ingest.labels.seg import read_seg
 from tasks.ingest.sources import read_source
 from tasks.stores.catalog import Catalog
+from tasks.stores.results import keep_returned
 from tasks.stores.tables import LabelRow, QuarantineRow, VolumeRow, now
 from tasks.stores.vault import Vault
 from tasks.stores.volumes import VolumeStore
@@ -62,7 +64,8 @@ class LabelIngestor:
     def ingest(self, ref: SeriesRef) -> LabelOutcome:
         """Each instance of a scanned label series becomes a label, or goes to quarantine with its reason.
 
-        Raises TransientError where trying again may help, NotFoundError where the vault has no record of the scan.
+        Our own results, which a PACS sends us again, are passed over. Raises TransientError where trying again may
+        help, NotFoundError where the vault has no record of the scan.
         """
         try:
             return self._ingest(ref)
@@ -80,12 +83,15 @@ class LabelIngestor:
         labels: list[str] = []
         entries: dict[str, str] = {}
         new = 0
+        ours = Ours.of(self._catalog, self._pseudonymizer.uid(series.study_uid))
         for header in series.instances:
+            if header.sop_uid and self._pseudonymizer.uid(header.sop_uid) in ours.objects:
+                continue
             digest = ""
             try:
                 content = _read(header)
                 digest = hashlib.sha256(content).hexdigest()
-                key, made = self._one(series, content, digest)
+                key, made = self._one(series, content, digest, ours)
                 labels.append(key)
                 new += made
             except BadInputError as error:
@@ -109,8 +115,8 @@ class LabelIngestor:
             return None
         return LabelOutcome(ref, tuple(map(LabelRef.to, record["labels"])), (), existed=True)
 
-    def _one(self, series: ScannedSeries, content: bytes, digest: str) -> tuple[str, bool]:
-        label = self._parsed(series, content)
+    def _one(self, series: ScannedSeries, content: bytes, digest: str, ours: Ours) -> tuple[str, bool]:
+        label = self._parsed(series, content, self._words | ours.words)
         match = find_volume(label, self._catalog)
         key = content_key("label", match.volume.volume, digest, self._rules)
         if self._catalog.get(LabelRow, key) and self._volumes.exists(key):
@@ -119,15 +125,16 @@ class LabelIngestor:
         flat = not label.belonging.frames
         instances = self._volumes.open(match.volume.volume).about["instances"] if flat else ()
         mask = label.mask(match.geometry, instances)
+        keep_returned(self._vault, key, returned(content, ours.objects, self._pseudonymizer))
         store_mask(self._catalog, self._volumes, key, mask, match.volume, digest, match.notes)
         return key, True
 
-    def _parsed(self, series: ScannedSeries, content: bytes) -> PlacedLabel:
+    def _parsed(self, series: ScannedSeries, content: bytes, words: frozenset[str]) -> PlacedLabel:
         match series.kind:
             case "SEG":
-                return read_seg(content, self._pseudonymizer, words=self._words)
+                return read_seg(content, self._pseudonymizer, words=words)
             case "RTSTRUCT":
-                return read_rtstruct(content, self._pseudonymizer, words=self._words)
+                return read_rtstruct(content, self._pseudonymizer, words=words)
             case _:
                 raise LabelError(f"a series of {series.modality} is no label", reason="not-a-label")
 

@@ -1,0 +1,62 @@
+"""Labels in which somebody corrected a model: they count before what was said of their images before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Self
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from models.recipe import LabelClass, Labels, Recipe
+from tasks.ingest.cases import Case, seen_classes
+from tasks.stores.tables import CorrectionRow, DatasetRecord, LabelRow, PackageRow
+
+
+@dataclass(frozen=True, slots=True)
+class Corrections:
+    """Masks that corrected models of one name, each with the moment when it was told to be one; and those models'
+    classes, in lower case. A table's later row replaces an earlier one anyway."""
+
+    moments: Mapping[str, datetime]
+    classes: frozenset[str]
+
+    @classmethod
+    def of(cls, session: Session, recipe: Recipe) -> Self:
+        """Those of the recipe's models."""
+        if recipe.labels.source == "CSV":
+            return cls({}, frozenset())
+        mine = PackageRow.name == recipe.name
+        told = (
+            select(CorrectionRow.label, func.min(CorrectionRow.created_at))
+            .join(PackageRow, PackageRow.package == CorrectionRow.package)
+            .where(mine)
+            .group_by(CorrectionRow.label)
+        )
+        moments = {label: moment for label, moment in session.execute(told)}  # noqa: C416 - rows, not pairs
+        known = select(DatasetRecord.classes).join(PackageRow, PackageRow.dataset == DatasetRecord.dataset).where(mine)
+        names = session.scalars(known) if moments else ()
+        return cls(moments, frozenset(str(name).casefold() for told in names for name in told))
+
+    def of_other_kinds(self, session: Session, labels: Labels) -> Sequence[LabelRow]:
+        """Those that came as another kind of object than the recipe's truth: a SEG where that was NIfTI, say."""
+        if not self.moments:
+            return ()
+        of_a_model = select(CorrectionRow.label).distinct()
+        other = (LabelRow.source != labels.source, LabelRow.source != "CSV", LabelRow.label.in_(of_a_model))
+        return [row for row in session.scalars(select(LabelRow).where(*other)) if row.label in self.moments]
+
+    def seen_classes(self, labels: Labels, cases: Sequence[Case]) -> tuple[LabelClass, ...]:
+        """As `cases.seen_classes`, in the order that uncorrected labels give.
+
+        Viewers number structures anew, and leave others in: a correction makes no class and moves none.
+        """
+        original = [case for case in cases if case.label.label not in self.moments]
+        if labels.classes or len(original) == len(cases):
+            return seen_classes(labels, cases)
+        first = seen_classes(labels, original)
+        there = {wanted.name.casefold() for wanted in first}
+        more = seen_classes(labels, cases)
+        return (*first, *(c for c in more if c.name.casefold() in self.classes - there))
