@@ -64,7 +64,7 @@ def decide(
     if champion_package == challenger.package:
         return Decision("kept", ("this very package serves already: there is nothing to do",), figures)
     if (why := _not_comparable(challenger, champion_package, champion, comparison)) is not None:
-        return _decided([Check("margin", -promote.margin, None, False, why)], (), figures)
+        return _decided([Check("margin", 0 - promote.margin, None, False, why)], (), figures)
     if champion is None or comparison is None:  # said above; here for the type checker
         raise AssertionError
     before = _figure(champion, metric)
@@ -72,7 +72,7 @@ def decide(
     difference = difference_of(comparison, metric)
     if difference is None:
         why = f"the comparison holds no difference of {metric}"
-        return _decided([Check("margin", -promote.margin, None, False, why)], (), figures)
+        return _decided([Check("margin", 0 - promote.margin, None, False, why)], (), figures)
     figures["difference"] = _plain(difference)
     both = (
         f"{metric} {figure.value:.4f} against the champion's {before.value:.4f} "

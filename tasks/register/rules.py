@@ -101,14 +101,15 @@ def against_champion(promote: Promote, difference: Interval) -> Iterator[Check]:
     gap = f"difference {shown(difference, signed=True)}"
     if difference.low is None:
         told = "one test patient gives no interval: too few to change the champion"
-        yield Check("margin", -promote.margin, None, False, told)
+        yield Check("margin", 0 - promote.margin, None, False, told)
         return
-    better, safe = difference.value > 0, difference.low >= -promote.margin
+    least = 0 - promote.margin  # and not −0
+    better, safe = difference.value > 0, difference.low >= least
     said = f"{'better' if better else 'it is not better'} on average: {gap}"
     yield Check("better", 0.0, difference.value, better, said)
-    margin = f"the margin of {-promote.margin:+g}"
+    margin = f"the margin of {least:+g}"
     said = f"not worse within {margin}" if safe else f"it may be worse: {gap}, whose lower end lies below {margin}"
-    yield Check("margin", -promote.margin, difference.low, safe, said)
+    yield Check("margin", least, difference.low, safe, said)
 
 
 def shown(interval: Interval, *, signed: bool = False) -> str:
@@ -166,16 +167,16 @@ def _regression(
     known = {what: gap for what, gap in falls.items() if gap is not None}
     if unknown := [what for what, gap in falls.items() if gap is None]:
         why = f"the champion's {metric} is not known for {', '.join(unknown)}: a fall there cannot be judged"
-        return Check("regression", -most, None, False, why)
+        return Check("regression", 0 - most, None, False, why)
     if not known:
         why = f"{metric} is known for no class and no subgroup of both: a fall cannot be judged"
-        return Check("regression", -most, None, False, why)
+        return Check("regression", 0 - most, None, False, why)
     worst = min(known, key=lambda what: known[what])
     fallen = ", ".join(f"{what} {gap:+.4f}" for what, gap in known.items() if gap < -most)
     if fallen:
-        return Check("regression", -most, known[worst], False, f"{metric} falls by more than {most:g}: {fallen}")
+        return Check("regression", 0 - most, known[worst], False, f"{metric} falls by more than {most:g}: {fallen}")
     told = f"no class or subgroup falls by more than {most:g} in {metric}; {worst} has {known[worst]:+.4f}"
-    return Check("regression", -most, known[worst], True, told)
+    return Check("regression", 0 - most, known[worst], True, told)
 
 
 def _differences(
