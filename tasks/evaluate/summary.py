@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sqlalchemy import select
+
+from models.assembly import assemble
+from models.dataset import Dataset
+from models.evaluation import Evaluation
 from models.hashing import content_key
 from models.package import ModelPackage
 from models.plan import Outlier
 from models.refs import EvaluationRef
 from models.registration import Registered
-from tasks.evaluate.report import Decision, Exclusion, ReportData, render
+from models.report import FORMAT, Alert, Check, Decision, Exclusion
+from tasks.evaluate.reporting.compose import Judged, compose
+from tasks.evaluate.reporting.page import render
 from tasks.evaluate.run import compare
 from tasks.stores.evaluations import REPORT_FILE
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_description
-from tasks.stores.tables import EvaluationRow, QuarantineRow
+from tasks.stores.tables import (
+    AlertRow,
+    DatasetRecord,
+    DecisionRow,
+    EvaluationRow,
+    PackageRow,
+    PredictionRow,
+    QuarantineRow,
+    VolumeRow,
+)
 
 
 def write(
@@ -26,46 +43,154 @@ def write(
     registered: Registered,
     without: EvaluationRef | None = None,
 ) -> Path:
-    """The HTML file, written once per evaluation, champion, decision, and evaluation without made images."""
-    decision = [registered.action, list(registered.reasons)]
-    key = content_key("report", ref.key, champion.key if champion else None, decision, without.key if without else None)
+    """The HTML file, with the same as JSON and the cases as Parquet beside it.
+
+    Written once per evaluation, champion, decision, and evaluation without made images.
+    """
+    decision = _decision(stores, ref, registered)
+    told = [registered.action, list(registered.reasons), decision.number]
+    others = [other.key if other else None for other in (champion, without)]
+    key = content_key("report", FORMAT, ref.key, *others, told)
     if stores.evaluations.place.exists(key):
         return stores.evaluations.place.local(key) / REPORT_FILE
+    judged = _judged(stores, ref, champion, registered, without, decision)
+    report, pictures = compose(judged)
+    return stores.evaluations.write_report(key, render(report, pictures), report, stores.evaluations.cases(ref.key))
+
+
+def _judged(
+    stores: Stores,
+    ref: EvaluationRef,
+    champion: EvaluationRef | None,
+    registered: Registered,
+    without: EvaluationRef | None,
+    decision: Decision,
+) -> Judged:
     evaluation = stores.evaluations.read(ref.key)
     row = stores.catalog.get(EvaluationRow, ref.key)
-    package = read_description(stores.packages.local(evaluation.package))
-    data = ReportData(
+    package, dataset = _package(stores, evaluation), stores.datasets.read(evaluation.dataset)
+    before = champion if champion != ref else None
+    volumes = _images(stores, package, evaluation)
+    return Judged(
         evaluation=evaluation,
         created_at=row.created_at if row else datetime.now(UTC),
         package=package,
-        champion=_described(stores, champion) if champion and champion != ref else None,
-        dataset=stores.datasets.read(evaluation.dataset),
-        decision=Decision(registered.action, "; ".join(registered.reasons)),
-        comparison=compare(stores, champion, ref) if champion and champion != ref else None,
+        champion=_package(stores, stores.evaluations.read(before.key)) if before else None,
+        dataset=dataset,
+        decision=decision,
+        comparison=compare(stores, before, ref) if before else None,
         without=compare(stores, without, ref) if without else None,
         cases=stores.evaluations.cases(ref.key),
-        exclusions=_set_aside(stores),
+        characteristics={v.volume: _texts(v.characteristics or {}) for v in volumes},
+        exclusions=(*_left_out(package, dataset, volumes), *_set_aside(stores)),
+        alerts=_alerts(stores, registered.name),
+        watched=_watched(stores, registered.name),
         pictures=stores.evaluations.pictures(ref.key),
         notes=_unusual(package),
         provenance=(("registered as", f"{registered.name} version {registered.version}"),),
     )
-    return stores.evaluations.write_report(key, render(data))
 
 
-def _described(stores: Stores, evaluation: EvaluationRef) -> ModelPackage:
+def _images(stores: Stores, package: ModelPackage, evaluation: Evaluation) -> Sequence[VolumeRow]:
+    """Those of the recipe's modalities that were there when the dataset was made."""
+    meant = VolumeRow.modality.in_(package.recipe.images.modalities)
+    made = stores.catalog.get(DatasetRecord, evaluation.dataset)
+    known = [VolumeRow.created_at <= made.created_at] if made else []
+    return stores.catalog.find(VolumeRow, meant, *known)
+
+
+def _package(stores: Stores, evaluation: Evaluation) -> ModelPackage:
     """The package that was judged."""
-    return read_description(stores.packages.local(stores.evaluations.read(evaluation.key).package))
+    return read_description(stores.packages.local(evaluation.package))
 
 
-def _set_aside(stores: Stores) -> tuple[Exclusion, ...]:
+def _decision(stores: Stores, ref: EvaluationRef, registered: Registered) -> Decision:
+    """As it stands in the audit trail; from the registration alone where the trail does not hold it."""
+    rows = stores.catalog.find(
+        DecisionRow,
+        DecisionRow.name == registered.name,
+        DecisionRow.package == registered.package.key,
+        DecisionRow.evaluation == stores.evaluations.read(ref.key).digest,
+        order_by=DecisionRow.number,
+    )
+    same = [row for row in rows if row.action == registered.action and tuple(row.reasons) == registered.reasons]
+    if not same:
+        return Decision(verdict=registered.action, reasons=registered.reasons)
+    row = same[-1]
+    return Decision(
+        verdict=registered.action,
+        reasons=registered.reasons,
+        checks=tuple(Check.model_validate(check) for check in row.figures.get("checks", ())),
+        who=row.who,
+        number=row.number,
+        decided_at=row.created_at,
+    )
+
+
+_MEANINGS = {
+    "no-usable-label": "no label that the recipe means",
+    "other-description": "its description does not fit the recipe",
+    "colour": "a colour image, which the recipe does not mean",
+    "too-few-slices": "fewer slices than the recipe asks for",
+    "slices-too-thick": "thicker slices than the recipe allows",
+    "fits-several-channels": "it fits several of the recipe's channels",
+    "other-series-taken": "another series of its study was taken",
+    "other-frame-of-reference": "its study's other channels lie in another frame of reference",
+    "no-case-of-its-study": "its study has no complete case",
+}
+
+
+def _left_out(package: ModelPackage, dataset: Dataset, volumes: Sequence[VolumeRow]) -> Iterator[Exclusion]:
+    """Images of the recipe's modalities that are no case of the dataset, by reason."""
+    used = {key for row in dataset.rows for key in (row.volume, *row.channels)}
+    reasons = {left.volume: left.reason for left in assemble(package.recipe.images, volumes)[1]}
+    counts = Counter(reasons.get(v.volume, "no-usable-label") for v in volumes if v.volume not in used)
+    counts.pop("other-modality", None)
+    for reason, count in sorted(counts.items()):
+        yield Exclusion(subject="images", reason=reason, count=count, meaning=_MEANINGS.get(reason, ""))
+
+
+def _set_aside(stores: Stores) -> Iterator[Exclusion]:
     """What lies in quarantine, by stage and reason, with one example's words."""
     rows = stores.catalog.find(QuarantineRow, QuarantineRow.resolved_at.is_(None))
     counts = Counter((row.stage, row.reason) for row in rows)
     meaning = {(row.stage, row.reason): row.what for row in rows}
-    return tuple(Exclusion(stage, reason, n, meaning[stage, reason]) for (stage, reason), n in sorted(counts.items()))
+    for (stage, reason), count in sorted(counts.items()):
+        yield Exclusion(subject=stage, reason=reason, count=count, meaning=meaning[stage, reason])
+
+
+def _alerts(stores: Stores, name: str) -> tuple[Alert, ...]:
+    """What has moved and not moved back, the newest first."""
+    rows = stores.catalog.find(
+        AlertRow, AlertRow.name == name, AlertRow.resolved_at.is_(None), order_by=AlertRow.created_at.desc()
+    )
+    return tuple(
+        Alert(
+            kind=row.kind,
+            measure=row.measure,
+            how=row.how,
+            value=row.value,
+            threshold=row.threshold,
+            cases=row.cases,
+            told=row.told,
+            package=row.package,
+            since=row.created_at,
+        )
+        for row in rows
+    )
+
+
+def _watched(stores: Stores, name: str) -> int:
+    """How many predictions of the model's versions are kept."""
+    versions = select(PackageRow.package).where(PackageRow.name == name)
+    return stores.catalog.count(PredictionRow, PredictionRow.package.in_(versions))
 
 
 def _unusual(package: ModelPackage) -> tuple[str, ...]:
     """Training cases far from the rest, as the recipe's outlier check found them: they were used all the same."""
     found = [Outlier.model_validate(outlier) for outlier in package.fingerprint.get("outliers", ())]
     return tuple(f"unusual case {o.volume[:12]}: {o.measure} {o.value:.4g}, others {o.expected}" for o in found)
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items() if value is not None}

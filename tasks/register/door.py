@@ -11,6 +11,7 @@ from models.refs import DatasetRef, EvaluationRef, PackageRef
 from models.registration import Registered, Serving
 from tasks.door import door
 from tasks.register import run
+from tasks.stores.evaluations import report_files
 from tasks.stores.house import Stores
 
 
@@ -87,5 +88,5 @@ def rollback(stores: Stores, name: str, leaving: str, who: str, reason: str) -> 
     persist=False,
 )
 def attach(stores: Stores, registered: Registered, report: Path) -> None:
-    """Keep the report beside the version in the registry."""
-    stores.registry.attach_report(registered.run_id, report)
+    """Keep the report beside the version in the registry: the page, its document and the cases."""
+    stores.registry.attach_report(registered.run_id, *report_files(report))

@@ -15,8 +15,10 @@ from tasks.stores.places import Place, open_place
 if TYPE_CHECKING:
     import pandas as pd
 
-REPORT_FILE = "report.html"
-_EVALUATION, _CASES, _PICTURES = "evaluation.json", "cases.parquet", "pictures.json"
+    from models.report import Report
+
+REPORT_FILE, DOCUMENT_FILE, CASES_FILE = "report.html", "report.json", "cases.parquet"
+_EVALUATION, _PICTURES = "evaluation.json", "pictures.json"
 
 
 class EvaluationStore:
@@ -30,7 +32,7 @@ class EvaluationStore:
         with self.place.staging() as folder:
             (folder / _EVALUATION).write_text(evaluation.to_json(), encoding="utf-8")
             (folder / _PICTURES).write_text(json.dumps([_packed(p) for p in pictures]), encoding="utf-8")
-            cases.to_parquet(folder / _CASES, index=False)
+            cases.to_parquet(folder / CASES_FILE, index=False)
             self.place.publish(folder, key)
 
     def read(self, key: str) -> Evaluation:
@@ -45,7 +47,7 @@ class EvaluationStore:
         import pandas as pd
 
         try:
-            return pd.read_parquet(self.place.local(key) / _CASES)
+            return pd.read_parquet(self.place.local(key) / CASES_FILE)
         except (OSError, ValueError) as error:
             raise _damaged(key) from error
 
@@ -57,12 +59,29 @@ class EvaluationStore:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise _damaged(key) from error
 
-    def write_report(self, key: str, html: str) -> Path:
-        """Publish a report and return its file; one that is there already is kept."""
+    def write_report(self, key: str, html: str, report: Report, cases: pd.DataFrame) -> Path:
+        """Publish a report (page, document, cases) and return the page's file; one that is there already is kept."""
         with self.place.staging() as folder:
             (folder / REPORT_FILE).write_text(html, encoding="utf-8")
+            (folder / DOCUMENT_FILE).write_text(report.to_json(), encoding="utf-8")
+            cases.to_parquet(folder / CASES_FILE, index=False)
             self.place.publish(folder, key)
         return self.place.local(key) / REPORT_FILE
+
+    def read_report(self, page: Path) -> Report:
+        """The document beside a report's page. Raises IntegrityError."""
+        from models.report import Report
+
+        try:
+            return Report.from_json((page.parent / DOCUMENT_FILE).read_bytes())
+        except (OSError, ValueError) as error:
+            raise _damaged(page.parent.name) from error
+
+
+def report_files(page: Path) -> tuple[Path, ...]:
+    """A report's page and what lies beside it: the document and the cases."""
+    beside = (page.parent / name for name in (DOCUMENT_FILE, CASES_FILE))
+    return (page, *(file for file in beside if file.is_file()))
 
 
 def _packed(picture: Picture) -> dict[str, str]:

@@ -130,10 +130,11 @@ class Registry:
             self._upload(run.info.run_id, package, folder, report, card)
             return self._create_version(run.info.run_id, package, card)
 
-    def attach_report(self, run_id: str, report: Path) -> None:
-        """Keep a report among the run's artifacts; the same file again replaces it."""
+    def attach_report(self, run_id: str, *files: Path) -> None:
+        """Keep a report's files among the run's artifacts; the same file again replaces it."""
         with self._reaching(run_id):
-            self._client.log_artifact(run_id, str(report), _REPORT_FOLDER)
+            for file in files:
+                self._client.log_artifact(run_id, str(file), _REPORT_FOLDER)
 
     def set_champion(self, name: str, version: str) -> None:
         """Let `version` serve."""
