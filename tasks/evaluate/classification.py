@@ -318,9 +318,10 @@ def _curve(name: CurveName, class_name: str, x: Floats, y: Floats) -> Curve:
 
 def _pictures(evaluation: Evaluation, data: _Data) -> list[Picture]:
     def values(metric: str) -> dict[str, float]:
-        if len(data.focus) == 1:
-            return {data.names[data.focus[0]]: evaluation.of(metric).value}
-        return {m.class_name: m.interval.value for m in evaluation.metrics if m.metric == metric and m.class_name}
+        # Of two classes the figures over all are the positive one's.
+        alone = data.names[data.focus[0]] if len(data.focus) == 1 else None
+        named = ((m.class_name or alone, m) for m in evaluation.metrics if m.metric == metric)
+        return {name: m.interval.value for name, m in named if name}
 
     def named(name: CurveName) -> list[Curve]:
         return [c for c in evaluation.curves if c.name == name]
@@ -329,6 +330,6 @@ def _pictures(evaluation: Evaluation, data: _Data) -> list[Picture]:
     shown = [
         pictures.roc(named("roc"), values("auc")),
         pictures.precision_recall(named("precision-recall"), values("average_precision"), prevalence),
-        pictures.calibration(named("calibration")),
+        pictures.calibration(named("calibration"), values("ece")),
     ]
     return [*shown, pictures.confusion(evaluation.confusion)] if evaluation.confusion else shown

@@ -250,6 +250,6 @@ def _pictures(
     )
     point = evaluation.of("false_positives").value, evaluation.of("sensitivity").value
     return [
-        pictures.lesion_overlays(frame, crops, cases, names, threshold),
+        *pictures.lesion_overlays(frame, crops, cases, names, threshold),
         pictures.froc(evaluation.curves, scores, point),
     ]

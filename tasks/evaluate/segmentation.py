@@ -33,7 +33,8 @@ METRICS = tuple(f.name for f in fields(ClassScores) if f.name not in ("class_nam
 class SegmentationSample:
     """One case to judge. `image` (c, z, y, x) float32 is only for pictures; labels (z, y, x) uint8, background 0.
 
-    With `regions` a label is a region map (`tasks.imaging.masks`): classes may overlap.
+    With `regions` a label is a region map (`tasks.imaging.masks`): classes may overlap. `uncertainty` is the model's,
+    from 0 to 1 (`tasks.imaging.uncertainty`), where it is known.
     """
 
     patient: str
@@ -43,6 +44,7 @@ class SegmentationSample:
     prediction: Labels
     geometry: Geometry
     regions: bool = False
+    uncertainty: float | None = None
 
 
 def evaluate_segmentation(
@@ -64,6 +66,7 @@ def evaluate_segmentation(
     names = tuple(class_names)
     cases: list[SegmentationCase] = []
     crops: list[pictures.Crop] = []
+    doubts: list[float] = []
     for sample in samples:
         case = score_sample(sample, names, surface_tolerance_mm)
         cases.append(case)
@@ -71,6 +74,8 @@ def evaluate_segmentation(
             sample.image, sample.truth, sample.prediction, sample.geometry.spacing, regions=sample.regions
         )
         crops.append(crop)
+        if sample.uncertainty is not None:
+            doubts.append(sample.uncertainty)
         if on_case:
             on_case(case)
     if not cases:
@@ -87,7 +92,8 @@ def evaluate_segmentation(
         n_cases=len(cases),
     )
     frame = cases_frame(cases)
-    shown = [pictures.overlays(cases, crops, names), pictures.distributions(frame, names, surface_tolerance_mm)]
+    known = doubts if len(doubts) == len(cases) else ()
+    shown = [*pictures.overlays(cases, crops, names, known), pictures.distributions(frame, names, surface_tolerance_mm)]
     return evaluation, frame, shown
 
 

@@ -82,7 +82,8 @@ def test_by_hand() -> None:
     assert found["distance_mm"].max() < 1e-9
     assert found["box_iou"].min() == 1
     check(table, CASE_METRICS_DETECTION, where="test")
-    assert [p.name for p in pictures] == ["overlays", "froc"]
+    names = ["overlays-best", "overlays-median", "overlays-worst", "overlays-uncertain", "froc"]
+    assert [p.name for p in pictures] == names
     assert all(b"<svg" in p.data[:500] for p in pictures)
     (curve,) = evaluation.curves
     assert curve.name == "froc"

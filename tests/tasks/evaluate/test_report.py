@@ -136,7 +136,7 @@ def test_the_whole_story_is_on_one_page_that_fetches_nothing() -> None:
     assert {t for t in page.targets if t.startswith("#")} == set(page.targets)
     assert {t[1:] for t in page.targets} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    assert len(page.images) == 3  # overlays, distributions, learning curve
+    assert len(page.images) == 5  # best, median and worst, distributions, learning curve
     assert all(image["src"].startswith("data:image/") and image["alt"] for image in page.images)
     assert not re.search(r"(src|href)=\"(?!data:|#)|@import|url\(", text)
 

@@ -172,7 +172,7 @@ def test_evaluation_is_the_mean_over_classes_then_cases_with_an_interval_by_pati
     assert (primary.n, evaluation.n_patients, evaluation.n_cases) == (3, 3, 6)
     assert evaluation.of("dice", "b").value == pytest.approx(frame.loc[frame["class_name"] == "b", "dice"].mean())
     assert told == [f"case{i}" for i in range(6)]
-    assert {p.name for p in pictures} == {"overlays", "distributions"}
+    assert {p.name for p in pictures} == {"overlays-best", "overlays-median", "overlays-worst", "distributions"}
 
 
 def test_table_holds_one_typed_row_per_case_and_class() -> None:
