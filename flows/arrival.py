@@ -71,6 +71,8 @@ def _told(
     """How far it came, and why no further."""
     if not arrived.volumes and not arrived.labels and arrived.quarantined:
         return "quarantined", ", ".join(f"{n} × {reason}" for reason, n in sorted(arrived.quarantined.items()))
+    if arrived.corrections and not delivered:
+        return "ingested", f"predictions that its labels correct: {len(arrived.corrections)}"
     if not analyses:
         return "ingested", "no model serves" if arrived.volumes else "no images in it"
     rows = [row for ref in analyses if (row := stores.catalog.get(AnalysisRow, ref.key)) is not None]

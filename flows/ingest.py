@@ -11,8 +11,9 @@ from flows.artifacts import show_pairs
 from flows.environment import open_stores
 from flows.parts import THREADS, in_parts
 from models.recipe import Images
-from models.refs import BatchRef, LabelRef, VolumeRef
+from models.refs import BatchRef, CorrectionRef, LabelRef, VolumeRef
 from models.settings import Settings
+from tasks.correct import door as correcting
 from tasks.ingest import door
 from tasks.progress import stage
 
@@ -24,6 +25,7 @@ class Ingested(BaseModel):
     series: int
     volumes: tuple[VolumeRef, ...]
     labels: tuple[LabelRef, ...]
+    corrections: tuple[CorrectionRef, ...] = ()
     already_there: int
     quarantined: dict[str, int]
     not_dicom: int
@@ -35,6 +37,7 @@ class Ingested(BaseModel):
             ("series and labels looked at", self.series),
             ("volumes", len(self.volumes)),
             ("labels", len(self.labels)),
+            *([("predictions that labels corrected", len(self.corrections))] if self.corrections else []),
             ("of these known before", self.already_there),
             ("files that are not DICOM", self.not_dicom),
             ("instances that are not images", self.not_images),
@@ -51,11 +54,13 @@ def ingest(batch: BatchRef, images: Images | tuple[Images, ...] | None = None) -
         images_in = in_parts(door.ingest_series, found.series, stores=stores, rules=rules)
     with stage("labels", len(found.labels), "labels"):
         labels_in = in_parts(door.ingest_labels, found.labels, stores=stores)
+    labels = tuple(label for outcome in labels_in for label in outcome.labels)
 
     done = Ingested(
         series=len(found.series) + len(found.labels),
         volumes=tuple(volume for outcome in images_in for volume in outcome.volumes),
-        labels=tuple(label for outcome in labels_in for label in outcome.labels),
+        labels=labels,
+        corrections=correcting.correct(stores, labels) if labels else (),
         already_there=sum(o.existed for o in images_in) + sum(o.existed for o in labels_in),
         quarantined=Counter(reason for o in images_in for reason in o.quarantined)
         + Counter(reason for o in labels_in for reason in o.quarantined)

@@ -15,6 +15,7 @@ from flows.synthetic import judged_without, with_made_images
 from models.recipe import Recipe
 from models.refs import BatchRef
 from models.registration import Night
+from tasks.correct import door as correcting
 from tasks.evaluate import door as evaluating
 from tasks.ingest import door as ingesting
 from tasks.preprocess import door as preprocessing
@@ -35,6 +36,7 @@ def retrain(
     stores = open_stores()
     if batch is not None:
         ingest(batch, recipe.images)
+    correcting.correct(stores)
 
     real = for_this_night(ingesting.build)(stores, recipe)
     registering.check(stores, recipe, real)

@@ -62,6 +62,10 @@ class LabelRef(Ref):
     """A label in the catalog (and, for masks, in the volume store)."""
 
 
+class CorrectionRef(Ref):
+    """A label that corrected a prediction, and how far the prediction was from it."""
+
+
 class DatasetRef(Ref):
     """An immutable dataset manifest, by its content hash."""
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.commands.shared import RecipePath, ready, recipe_at, stores_of
+
+if TYPE_CHECKING:
+    from tasks.stores.house import Stores
 
 labels = typer.Typer(help="Labels that do not come as DICOM.", no_args_is_help=True)
 clinical = typer.Typer(help="What is known of patients beside their images.", no_args_is_help=True)
@@ -44,6 +47,7 @@ def labels_import(
             path, series=series, catalog=catalog, volumes=volumes, pseudonymizer=pseudonyms, names=values
         )
         out.print(f"label {ref}")
+        _tell_corrections(stores)
         return
     if masks:
         report = import_nifti_csv(
@@ -61,6 +65,16 @@ def labels_import(
     out.print(str(report))
     if report.refused:
         table("Refused", ("line", "reason", "what"), [(r.line, r.reason, r.what) for r in report.refused])
+    _tell_corrections(stores)
+
+
+def _tell_corrections(stores: Stores) -> None:
+    """Score the predictions that the new labels correct."""
+    from flows.console import out
+    from tasks.correct.run import correct
+
+    if found := correct(stores):
+        out.print(f"{len(found)} predictions were corrected by labels that came after them")
 
 
 @clinical.command("import")

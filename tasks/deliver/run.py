@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any, Final, Literal
 
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from models.errors import NocturneError, NotFoundError, TransientError
 from models.hashing import content_key
@@ -54,7 +55,8 @@ class Delivered:
 def enqueue(stores: Stores, analysis: AnalysisRef, destinations: Sequence[Destination]) -> tuple[DeliveryRef, ...]:
     """Put an analysis's results on their way to every destination; doing it again finds it done.
 
-    What a challenger said in the shadow is never delivered, and nothing has to be where no series fitted.
+    What a challenger said in the shadow is never delivered, and nothing has to be where no series fitted. What was
+    told of an earlier version of the study is not told again: whoever sends a correction wants no second copy.
     Raises NotFoundError.
     """
     row = _analysis(stores, analysis.key)
@@ -62,13 +64,27 @@ def enqueue(stores: Stores, analysis: AnalysisRef, destinations: Sequence[Destin
         return ()
     outbox, made = Outbox(stores.catalog), []
     with stores.catalog.transaction() as session:
+        told = _told_before(session, row)
         for destination in destinations:
+            if destination.name in told:
+                continue
             key = content_key(KIND, row.analysis, destination.name)
             delivery = DeliveryRow(delivery=key, analysis=row.analysis, study=row.study, destination=destination.name)
             stores.catalog.insert(session, delivery)
             outbox.put(session, KIND, key, {"analysis": row.analysis, "destination": destination.name})
             made.append(DeliveryRef.to(key))
     return tuple(made)
+
+
+def _told_before(session: Session, analysis: AnalysisRow) -> set[str]:
+    """Destinations that have, or are to have, the very same predictions under another version of the study."""
+    same = (AnalysisRow.study == analysis.study, AnalysisRow.package == analysis.package)
+    query = (
+        select(DeliveryRow.destination, AnalysisRow.predictions)
+        .join(AnalysisRow, AnalysisRow.analysis == DeliveryRow.analysis)
+        .where(*same, AnalysisRow.analysis != analysis.analysis, DeliveryRow.state != "refused")
+    )
+    return {name for name, predictions in session.execute(query) if sorted(predictions) == sorted(analysis.predictions)}
 
 
 class Dispatcher:

@@ -1,0 +1,1 @@
+"""Lineage: what a result came from, and what came of it."""
