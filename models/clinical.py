@@ -17,6 +17,9 @@ CHARACTERISTICS: Final = (
     "PatientSexNeutered",
 )
 """Keywords of what de-identification keeps of a patient (PS3.15, Retain Patient Characteristics)."""
+SITE: Final = "site"
+CONTRAST: Final = "contrast"
+"""Beside the keywords: a pseudonym of where an image was made, and "with" or "without" contrast medium."""
 EQUIPMENT: Final = ("Modality", "Manufacturer", "ManufacturerModelName", "SliceThickness")
 """Keywords of what the catalog keeps of a series."""
 

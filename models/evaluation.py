@@ -112,9 +112,10 @@ class Agreement(_Noun):
 
 
 class PairedTest(_Noun):
-    """Whether two versions differ on the same patients. `adjusted` is the smaller p value after Holm over the classes.
+    """Whether two versions differ on the same patients, by two two-sided p values.
 
-    `wilcoxon` is None where no patient differs; both are two-sided.
+    `adjusted` is the larger of them, so that both have to agree, after Holm over the classes. `wilcoxon` is None where
+    no patient differs, and for what is no mean over patients (an AUC).
     """
 
     metric: str

@@ -53,6 +53,10 @@ class Pseudonymizer:
         """`A-` and 14 letters or digits: fits SH."""
         return "A-" + self._name("accession", _identity(number))[:14]
 
+    def site(self, institution: str) -> str:
+        """`site-` and 6 hexadecimal digits. How the name is spaced, and its case, do not count."""
+        return "site-" + self._digest("site", _identity(" ".join(institution.split()).casefold()))[:3].hex()
+
     def date_shift_days(self, patient_id: str) -> int:
         """By how many days all dates of a patient move: −1 to −3650."""
         drawn = int.from_bytes(self._digest("dates", _identity(patient_id))[:8])

@@ -133,3 +133,5 @@ _BANDS: Final[Mapping[str, tuple[Callable[[Traits], float | None], Callable[[Eva
     "slice_thickness": (lambda t: t.slice_thickness_mm, lambda asked: asked.thickness_bands_mm, "mm"),
     "size": (lambda t: t.size_ml, lambda asked: asked.size_bands_ml, "ml"),
 }
+ATTRIBUTES: Final = (*_TEXTS, *_BANDS)
+"""What cases can be told apart by, beside clinical variables."""

@@ -6,7 +6,7 @@ plain (macro) mean. Where an image may show several classes, or none, each is ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +22,12 @@ from models.evaluation import (
     Curve,
     CurveName,
     Evaluation,
-    Interval,
     MetricSummary,
     Picture,
 )
 from tasks.evaluate import intervals, pictures
+from tasks.evaluate.delong import delong_interval
+from tasks.evaluate.figures import Figures, Label, summaries
 from tasks.evaluate.intervals import SAMPLES, Floats, Statistic, mean_of_defined, ratio
 
 PER_CLASS = ("auc", "average_precision", "sensitivity", "specificity", "precision", "f1")
@@ -225,26 +226,81 @@ def _chances(
 
 
 def _metrics(data: _Data, samples: int, seed: int) -> tuple[MetricSummary, ...]:
-    found = intervals.bootstrap(_statistic(data), data.patients, samples=samples, seed=seed)
-    rows: list[str | None] = [None] if len(data.focus) == 1 else [None, *data.names]
-    labels = [(m, row) for row in rows for m in PER_CLASS] + [(m, None) for m in OVERALL]
-    named = [_named(label, interval) for label, interval in zip(labels, found, strict=True) if interval is not None]
+    found, errors = _figures(data), _calibration_errors(data)
+    named = summaries(found.labels, found.drawn(samples=samples, seed=seed).intervals())
+    drawn = intervals.draw(errors, data.patients, samples=samples, seed=seed)
+    rows = _rows(data)
+    named += summaries([("ece", row) for row in rows], drawn.intervals(reflected=True))
+    areas = [delong_interval(data.truth[:, k], data.probabilities[:, k], data.patients) for k in data.focus]
+    named += summaries([("auc_delong", row) for row in rows[-len(areas) :]], areas)
     return tuple(sorted(named, key=lambda m: m.class_name is not None))
 
 
-def _named(label: tuple[str, str | None], interval: Interval) -> MetricSummary:
-    return MetricSummary(metric=label[0], class_name=label[1], interval=interval)
+def figures(cases: pd.DataFrame, positive: str | None = None, *, several: bool = False) -> Figures:
+    """PER_CLASS and OVERALL from a `cases_frame`, of the classes and cases that are in it.
+
+    `positive` is the positive one of two classes (the last by default).
+    """
+    names = list(dict.fromkeys(cases["class_name"]))
+    wide = cases.pivot(index=["patient", "case"], columns="class_name")
+    patients, keys = (wide.index.get_level_values(level).astype(str).to_list() for level in ("patient", "case"))
+    truth, called = (wide[part][names].to_numpy(dtype=bool) for part in ("truth", "predicted"))
+    focus = (names.index(positive or names[-1]),) if len(names) == 2 and not several else tuple(range(len(names)))
+    chances = wide["probability"][names].to_numpy(dtype=float)
+    return _figures(_Data(patients, keys, truth, called, chances, tuple(names), focus, several))
+
+
+def _figures(data: _Data) -> Figures:
+    labels: list[Label] = [(m, row) for row in _rows(data) for m in PER_CLASS]
+    labels += [(m, None) for m in OVERALL]
+    each = np.full((len(data.cases), len(labels)), np.nan)
+    for metric, values in zip(("accuracy", "brier"), _right_and_brier(data).T, strict=True):
+        each[:, labels.index((metric, None))] = values
+    return Figures(tuple(labels), _statistic(data), tuple(data.patients), each)
+
+
+def _rows(data: _Data) -> list[str | None]:
+    """The mean and each class, or the positive class alone."""
+    return [None] if len(data.focus) == 1 else [None, *data.names]
+
+
+def _right_and_brier(data: _Data) -> Floats:
+    """Whether all classes of a case are right, and its Brier score: (cases, 2)."""
+    right = (data.truth == data.called).all(axis=1)
+    squares = ((data.probabilities - data.truth) ** 2).sum(1)
+    # With two classes the sum counts one error twice; halved, it is the usual Brier score.
+    brier = squares / len(data.names) if len(data.names) == 2 or data.several else squares
+    return np.stack([right, brier], axis=1)
+
+
+def _calibration_errors(data: _Data) -> Statistic:
+    """Expected calibration error of each class (or the positive one), after their mean where there are several.
+
+    Σ over bins (share of the cases in it × |mean probability − share of positives|), in the bins of the calibration
+    curve: ten of about equal count (Nixon et al., CVPR Workshops 2019), which stay as they are in a resample.
+    """
+    parts = [_calibration_error(data.truth[:, k], data.probabilities[:, k]) for k in data.focus]
+
+    def statistic(weights: Floats) -> Floats:
+        found = np.stack([part(weights) for part in parts], axis=1)
+        return found if len(parts) == 1 else np.concatenate([found.mean(1, keepdims=True), found], axis=1)
+
+    return statistic
+
+
+def _calibration_error(truth: NDArray[np.bool_], score: Floats) -> Callable[[Floats], Floats]:
+    # As scikit-learn's calibration_curve(strategy="quantile") cuts them.
+    edges = np.percentile(score, np.linspace(0, 100, _BINS + 1))
+    members = np.searchsorted(edges[1:-1], score)[:, None] == np.arange(_BINS)
+    gaps = members * (score - truth)[:, None]
+    return lambda weights: np.abs(weights @ gaps).sum(1) / weights.sum(1)
 
 
 def _statistic(data: _Data) -> Statistic:
     """All metrics in the order of `_metrics`: the macro mean and the classes (or the positive class), then overall."""
     size, truth = len(data.names), data.truth
     told = np.concatenate([truth & data.called, truth, data.called], axis=1).astype(float)
-    right = (truth == data.called).all(axis=1)
-    squares = ((data.probabilities - truth) ** 2).sum(1)
-    # With two classes the sum counts one error twice; halved, it is the usual Brier score.
-    brier = squares / size if size == 2 or data.several else squares
-    plain = intervals.weighted_mean(np.stack([right, brier], axis=1))
+    plain = intervals.weighted_mean(_right_and_brier(data))
     areas = intervals.together(*(intervals.auc(truth[:, k], data.probabilities[:, k]) for k in data.focus))
     precisions = intervals.together(
         *(intervals.average_precision(truth[:, k], data.probabilities[:, k]) for k in data.focus)

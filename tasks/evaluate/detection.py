@@ -18,7 +18,8 @@ from models.errors import LabelError, NothingToDoError
 from models.evaluation import PRIMARY, Curve, Evaluation, LesionScore, MetricSummary, Picture
 from models.geometry import Geometry
 from models.recipe import Detection
-from tasks.evaluate import intervals, pictures
+from tasks.evaluate import pictures
+from tasks.evaluate.figures import Figures, summaries
 from tasks.evaluate.intervals import SAMPLES, Floats, Statistic, mean_of_defined
 from tasks.imaging.detection import Lesions, box_iou, distances, match
 from tasks.imaging.froc import RATES, Marks, average_precision, curve, froc, from_confidence
@@ -175,22 +176,28 @@ class _Data:
         return cls([owner[case] for case in places], marks, strata)
 
 
-def statistic(frame: pd.DataFrame, names: Sequence[str], threshold: float) -> tuple[Statistic, list[str]]:
-    """All METRICS of the mean over `names`, then (where there are several) of each; and the cases' patients."""
-    data = _Data.of(frame, names)
-    return _statistic(data, threshold), data.patients
+def figures(frame: pd.DataFrame, names: Sequence[str], threshold: float) -> Figures:
+    """All METRICS of the mean over `names`, then (where there are several) of each, from a `lesions_frame`."""
+    return _figures(_Data.of(frame, names), threshold)
+
+
+def _figures(data: _Data, threshold: float) -> Figures:
+    rows: list[str | None] = [None] if len(data.marks) == 1 else [None, *data.marks]
+    labels = tuple((metric, row) for row in rows for metric in METRICS)
+    none_each = np.full((len(data.patients), len(labels)), np.nan)
+    return Figures(labels, _statistic(data, threshold), tuple(data.patients), none_each)
 
 
 def _statistic(data: _Data, threshold: float) -> Statistic:
     every = [_class_figures(data.marks[name], data.strata[name], threshold) for name in data.marks]
 
-    def figures(weights: Floats) -> Floats:
+    def of(weights: Floats) -> Floats:
         table = np.stack([one(weights) for one in every], axis=1)  # (resample, class, metric)
         if len(every) > 1:
             table = np.concatenate([mean_of_defined(table)[:, None], table], axis=1)
         return table.reshape(len(weights), -1)
 
-    return figures
+    return of
 
 
 def _class_figures(marks: Marks, strata: Sequence[Marks], threshold: float) -> Statistic:
@@ -198,7 +205,7 @@ def _class_figures(marks: Marks, strata: Sequence[Marks], threshold: float) -> S
     rates, precision, believed = froc(marks), average_precision(marks), from_confidence(marks, threshold)
     sized = [from_confidence(stratum, threshold) for stratum in strata]
 
-    def figures(weights: Floats) -> Floats:
+    def of(weights: Floats) -> Floats:
         read = rates(weights)
         parts = [read[:, -1:], precision(weights), believed(weights)]
         parts += [one(weights)[:, :1] for one in sized]
@@ -206,18 +213,12 @@ def _class_figures(marks: Marks, strata: Sequence[Marks], threshold: float) -> S
         found[(weights @ marks.lesions) == 0] = np.nan
         return found
 
-    return figures
+    return of
 
 
 def _metrics(data: _Data, threshold: float, samples: int, seed: int) -> tuple[MetricSummary, ...]:
-    found = intervals.bootstrap(_statistic(data, threshold), data.patients, samples=samples, seed=seed)
-    rows: list[str | None] = [None] if len(data.marks) == 1 else [None, *data.marks]
-    labels = [(metric, row) for row in rows for metric in METRICS]
-    return tuple(
-        MetricSummary(metric=metric, class_name=name, interval=interval)
-        for (metric, name), interval in zip(labels, found, strict=True)
-        if interval is not None
-    )
+    told = _figures(data, threshold)
+    return summaries(told.labels, told.drawn(samples=samples, seed=seed).intervals())
 
 
 def _marks(rows: pd.DataFrame, places: dict[str, int]) -> Marks:

@@ -11,8 +11,10 @@ so does the interval.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,24 +31,71 @@ SAMPLES = 2000
 _CHUNK_BYTES = 32 << 20
 
 
-def bootstrap(
-    statistic: Statistic, patients: Sequence[str], *, samples: int = SAMPLES, seed: int = 0, level: float = 0.95
-) -> tuple[Interval | None, ...]:
-    """An interval for each metric of `statistic`; None where the metric is undefined on the cases themselves.
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A statistic on the cases themselves, (metrics,), and on each resample, (resamples, metrics): none of one patient.
 
-    `patients` names each case's patient. The same seed draws the same patients, whatever the statistic.
+    `patients` is their number.
+    """
+
+    point: Floats
+    resampled: Floats
+    patients: int
+
+    def intervals(self, *, level: float = 0.95, reflected: bool = False) -> tuple[Interval | None, ...]:
+        """One for each metric; None where it is undefined on the cases themselves.
+
+        `reflected` (the basic bootstrap interval, which then is made to hold the value) suits what resampling pushes
+        to one side, as a sum of absolute differences is.
+        """
+        return tuple(
+            _interval(value, self._ends(value, column, level, reflected), self.patients)
+            for value, column in zip(self.point, self.resampled.T, strict=True)
+        )
+
+    def p_values(self) -> Floats:
+        """Two-sided, for each metric, that it is 0: as small as the widest interval (of `intervals`) without 0 allows.
+
+        NaN where it is undefined, and with a single patient.
+        """
+        return np.array([self._p_value(column) for column in np.round(self.resampled, 12).T])
+
+    def _p_value(self, column: Floats) -> float:
+        known = column[np.isfinite(column)]
+        if not known.size:
+            return math.nan
+        # One is added (Davison & Hinkley 1997, 4.11): so many resamples cannot show that p is 0.
+        tail = (1 + min(np.count_nonzero(known <= 0), np.count_nonzero(known >= 0))) / (1 + known.size)
+        reach = stats.norm.isf(tail) / math.sqrt(self.patients / (self.patients - 1))
+        return float(min(1.0, 2 * stats.t.sf(reach, self.patients - 1)))
+
+    def _ends(self, value: float, column: Floats, level: float, reflected: bool) -> tuple[float, float] | None:
+        ends = _ends(column, self.patients, level) if self.patients > 1 else None
+        if ends is None or not reflected:
+            return ends
+        return min(2 * value - ends[1], value), max(2 * value - ends[0], value)
+
+
+def draw(statistic: Statistic, patients: Sequence[str], *, samples: int = SAMPLES, seed: int = 0) -> Drawn:
+    """`statistic` on `samples` resamples. `patients` names each case's patient.
+
+    The same seed draws the same patients, whatever the statistic. Raises NothingToDoError without a case.
     """
     if not len(patients):
         raise NothingToDoError("there is no case to judge", hint="the test split needs at least one labelled patient")
     names, owner = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     point = statistic(np.ones((1, owner.size)))[0]
     if names.size == 1:
-        return tuple(_interval(value, None, 1) for value in point)
+        return Drawn(point, np.empty((0, point.size)), 1)
     drawn = np.concatenate([statistic(weights) for weights in _weights(names.size, owner, samples, seed)])
-    return tuple(
-        _interval(value, _ends(column, names.size, level), names.size)
-        for value, column in zip(point, drawn.T, strict=True)
-    )
+    return Drawn(point, drawn, names.size)
+
+
+def bootstrap(
+    statistic: Statistic, patients: Sequence[str], *, samples: int = SAMPLES, seed: int = 0, level: float = 0.95
+) -> tuple[Interval | None, ...]:
+    """The intervals of `draw`."""
+    return draw(statistic, patients, samples=samples, seed=seed).intervals(level=level)
 
 
 def mean_intervals(

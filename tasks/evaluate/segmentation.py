@@ -23,7 +23,9 @@ from models.evaluation import (
 )
 from models.geometry import Geometry
 from tasks.evaluate import pictures
-from tasks.evaluate.intervals import SAMPLES, mean_intervals, mean_of_defined
+from tasks.evaluate.agreement import agreements
+from tasks.evaluate.figures import Figures
+from tasks.evaluate.intervals import SAMPLES, mean_intervals, mean_of_defined, weighted_mean
 from tasks.imaging.scores import Labels, score_case
 
 METRICS = tuple(f.name for f in fields(ClassScores) if f.name not in ("class_name", "outcome"))
@@ -80,6 +82,7 @@ def evaluate_segmentation(
             on_case(case)
     if not cases:
         raise NothingToDoError("there is no case to judge", hint="the test split needs at least one labelled patient")
+    frame = cases_frame(cases)
     evaluation = Evaluation(
         kind="segmentation",
         package=package,
@@ -90,8 +93,8 @@ def evaluate_segmentation(
         surface_tolerance_mm=surface_tolerance_mm,
         n_patients=len({c.patient for c in cases}),
         n_cases=len(cases),
+        agreement=agreements(frame, names, samples=bootstrap, seed=seed),
     )
-    frame = cases_frame(cases)
     known = doubts if len(doubts) == len(cases) else ()
     shown = [*pictures.overlays(cases, crops, names, known), pictures.distributions(frame, names, surface_tolerance_mm)]
     return evaluation, frame, shown
@@ -123,6 +126,22 @@ def cases_frame(cases: Iterable[SegmentationCase]) -> pd.DataFrame:
     """One row per case and class: patient, case, class_name, outcome and the metrics."""
     rows = [{"patient": c.patient, "case": c.case, **asdict(scores)} for c in cases for scores in c.scores]
     return pd.DataFrame(rows).astype(dict.fromkeys(METRICS, "float64"))
+
+
+def figures(cases: pd.DataFrame, class_names: Sequence[str] | None = None) -> Figures:
+    """METRICS from a `cases_frame`: over all of `class_names` (default: all that are there), then of each.
+
+    What is over all of them is the mean of each case's classes.
+    """
+    names = list(dict.fromkeys(cases["class_name"])) if class_names is None else list(class_names)
+    metrics = [m for m in METRICS if m != "pixel_accuracy"]
+    rows = cases[cases["class_name"].isin(names)]
+    wide = rows.pivot(index=["patient", "case"], columns="class_name", values=metrics)
+    table = np.stack([wide[m][names].to_numpy(dtype=float) for m in metrics], axis=2)  # (case, class, metric)
+    each = np.concatenate([mean_of_defined(table), table.reshape(len(table), -1)], axis=1)
+    labels = tuple((metric, name) for name in (None, *names) for metric in metrics)
+    patients = tuple(map(str, wide.index.get_level_values("patient")))
+    return Figures(labels, weighted_mean(each), patients, each)
 
 
 def summarise(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
 
 from models.clinical import CHARACTERISTICS, CONTRAST, SITE
 from models.hashing import content_key
@@ -108,21 +109,26 @@ def circumstances(dataset: Any, pseudonymizer: Pseudonymizer) -> dict[str, str]:
 
 def _plain(dataset: Any, name: str) -> str:
     """An element's text, "" where it is absent or cannot be read."""
-    tag = tag_for_keyword(name)
+    element = _element(dataset, name)
     try:
-        return "\\".join(strings(decoded(dataset, tag), dataset)).strip() if tag in dataset else ""
+        return "\\".join(strings(element, dataset)).strip() if element is not None else ""
     except UnreadableError:
         return ""
 
 
 def _items(dataset: Any, name: str) -> int:
     """Of a sequence, 0 where it is absent or cannot be read."""
+    element = _element(dataset, name)
+    return len(element.value or ()) if element is not None and element.VR == "SQ" else 0
+
+
+def _element(dataset: Any, name: str) -> DataElement | None:
+    """Decoded beside the data set, which stays as it is."""
     tag = tag_for_keyword(name)
     try:
-        value = decoded(dataset, tag).value if tag in dataset else None
+        return decoded(dataset, tag) if tag is not None and tag in dataset else None
     except UnreadableError:
-        return 0
-    return len(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else 0
+        return None
 
 
 def volume_row(

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from models.clinical import CHARACTERISTICS
 from models.errors import RecipeError
-from models.recipe import Clinical
+from models.recipe import Clinical, Variable
 from tasks.stores.tables import ClinicalRow, VolumeRow
 from tasks.stores.volumes import VolumeStore
 
@@ -52,6 +52,29 @@ def clinical_values(
     return {row.volume: _table_values(asked, row, known) for row in volumes}
 
 
+def characteristics(row: VolumeRow, store: VolumeStore | None = None) -> dict[str, str]:
+    """What is known of the patient and the acquisition, by keyword, `SITE` and `CONTRAST`.
+
+    With `store`, the header of a volume that was taken in before such things were kept is looked into.
+    """
+    if row.characteristics is None and store is not None:
+        return _characteristics(store.open(row.volume).about["attributes"])
+    return dict(row.characteristics or {})
+
+
+def any_table(session: Session, names: Sequence[str], volumes: Sequence[VolumeRow]) -> dict[str, dict[str, str]]:
+    """By volume, the values of these columns (by name in lower case) in whichever table has them, the first by name."""
+    found: dict[str, dict[str, str]] = {row.volume: {} for row in volumes}
+    variables = tuple(Variable(name=name) for name in names)
+    for table in tables(session) if names else ():
+        asked = Clinical(name=table, variables=variables)
+        for volume, values in clinical_values(session, asked, volumes).items():
+            for name, value in zip(names, values, strict=True):
+                if value:
+                    found[volume].setdefault(name.casefold(), value)
+    return found
+
+
 def tables(session: Session) -> list[str]:
     """The names of the tables that were imported."""
     return sorted(session.scalars(select(ClinicalRow.name).distinct()))
@@ -90,10 +113,10 @@ def _table_values(
 
 
 def _header_values(asked: Clinical, row: VolumeRow, store: VolumeStore | None) -> tuple[str, ...]:
+    kept = characteristics(row, store)
     if row.characteristics is None and store is not None:
         # The row is the session's: what is set here is kept with its transaction.
-        row.characteristics = _characteristics(store.open(row.volume).about["attributes"])
-    kept = row.characteristics or {}
+        row.characteristics = kept
     values = (_OF_SERIES.get(v.name, lambda _, name=v.name: kept.get(name, ""))(row) for v in asked.variables)
     return tuple(str(value) for value in values)
 

@@ -13,8 +13,11 @@ from models.dataset import Dataset, DatasetRow
 from models.evaluation import Comparison, Evaluation
 from models.package import ModelPackage
 from models.schemas import CASE_METRICS_CLASSIFICATION, check
+from tasks.evaluate import classification
 from tasks.evaluate.classification import evaluate_classification
 from tasks.evaluate.comparison import compare_classification
+from tasks.evaluate.cost import Stopwatch
+from tasks.evaluate.figures import Figures
 from tasks.evaluate.judging import Judged, image_of
 from tasks.imaging.predictor import Predictor
 from tasks.progress import Stage
@@ -30,9 +33,9 @@ def judge(
     running: Stage,
 ) -> Judged:
     """AUC and its kin. Where patients are the cases, each goes by its first volume."""
-    cases, probabilities = _cases(package, rows), []
+    cases, probabilities, timed = _cases(package, rows), [], Stopwatch()
     for series in cases:
-        probabilities.append(_said(stores, predictor, series))
+        probabilities.append(_said(stores, predictor, series, timed))
         running.advance(len(series))
     first = [series[0] for series in cases]
     asked, several = package.recipe.evaluate, package.plan.several
@@ -50,7 +53,13 @@ def judge(
         thresholds=package.thresholds if given is None else (given,) * len(dataset.classes),
         bootstrap=asked.bootstrap,
     )
-    return Judged(evaluation, check(frame, CASE_METRICS_CLASSIFICATION, where="evaluation"), tuple(pictures))
+    table = check(frame, CASE_METRICS_CLASSIFICATION, where="evaluation")
+    return Judged(evaluation, table, tuple(pictures), tuple(timed.seconds))
+
+
+def figures(cases: pd.DataFrame, evaluation: Evaluation) -> Figures:
+    """Of these rows of the per-case table."""
+    return classification.figures(cases, evaluation.positive, several=bool(evaluation.thresholds))
 
 
 def _cases(package: ModelPackage, rows: Sequence[DatasetRow]) -> list[list[DatasetRow]]:
@@ -61,13 +70,14 @@ def _cases(package: ModelPackage, rows: Sequence[DatasetRow]) -> list[list[Datas
     return list(found.values())
 
 
-def _said(stores: Stores, predictor: Predictor, series: Sequence[DatasetRow]) -> NDArray[np.float32]:
+def _said(stores: Stores, predictor: Predictor, series: Sequence[DatasetRow], timed: Stopwatch) -> NDArray[np.float32]:
+    """A case's probabilities. The images of a patient are read as they are asked for: that is within the time."""
     package, clinical = predictor.package, series[0].clinical
     volumes = (image_of(stores, package, row) for row in series)
     images = ((volume.array, volume.geometry) for volume in volumes)
     if package.plan.of == "patient":
-        return predictor.classify_many(images, clinical)
-    return predictor.classify(*next(images), clinical)
+        return timed(predictor.classify_many, images, clinical)
+    return timed(predictor.classify, *next(images), clinical)
 
 
 def compare(

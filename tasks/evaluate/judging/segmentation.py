@@ -11,7 +11,10 @@ from models.dataset import Dataset, DatasetRow
 from models.evaluation import Comparison, Evaluation, SegmentationCase
 from models.package import ModelPackage
 from models.schemas import CASE_METRICS_SEGMENTATION, check
+from tasks.evaluate import segmentation
 from tasks.evaluate.comparison import compare_segmentation
+from tasks.evaluate.cost import Stopwatch
+from tasks.evaluate.figures import Figures
 from tasks.evaluate.judging import Judged, image_of
 from tasks.evaluate.segmentation import SegmentationSample, evaluate_segmentation
 from tasks.imaging.masks import map_of
@@ -30,13 +33,13 @@ def judge(
 ) -> Judged:
     """Dice and its kin, case by case."""
     asked, regions = package.recipe.labels, package.plan.regions
-    classes = asked.meaning(dataset.classes)
+    classes, timed = asked.meaning(dataset.classes), Stopwatch()
 
     def samples() -> Iterator[SegmentationSample]:
         for row in rows:
             volume = image_of(stores, package, row)
             truth = map_of(stores.volumes.open_mask(row.label).read(), classes, asked.fraction, regions=regions)
-            found = predictor.segment(volume.array, volume.geometry)
+            found = timed(predictor.segment, volume.array, volume.geometry)
             image = volume.array if volume.channels > 1 else volume.array[np.newaxis]
             yield SegmentationSample(
                 row.patient, row.volume, image.astype(np.float32), truth, found.labels, volume.geometry, regions
@@ -55,7 +58,13 @@ def judge(
         bootstrap=judging.bootstrap,
         on_case=told,
     )
-    return Judged(evaluation, check(frame, CASE_METRICS_SEGMENTATION, where="evaluation"), tuple(pictures))
+    table = check(frame, CASE_METRICS_SEGMENTATION, where="evaluation")
+    return Judged(evaluation, table, tuple(pictures), tuple(timed.seconds))
+
+
+def figures(cases: pd.DataFrame, _: Evaluation) -> Figures:
+    """Of these rows of the per-case table."""
+    return segmentation.figures(cases)
 
 
 def compare(

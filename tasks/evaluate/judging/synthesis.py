@@ -15,6 +15,7 @@ from models.hashing import content_key
 from models.networks.adversarial import Adversaries
 from models.package import ModelPackage
 from models.schemas import CASE_METRICS_SYNTHESIS, check
+from tasks.evaluate.cost import Stopwatch
 from tasks.evaluate.judging import Judged, image_of
 from tasks.evaluate.synthesis import Images, MadeImages, compare_synthesis, evaluate_synthesis
 from tasks.imaging.likeness import nearest
@@ -48,10 +49,11 @@ def judge(
     classes = tuple(row.target for row in rows)
     by_class = {c: [i for i, row in enumerate(train) if row.target == c] for c in set(classes)}
     partners = np.stack([training[int(rng.choice(by_class[c] or range(len(train))))] for c in classes])
-    network = cast(Adversaries, predictor.network)
+    network, timed = cast(Adversaries, predictor.network), Stopwatch()
     with torch.inference_mode():
         chance = torch.Generator().manual_seed(package.plan.seed)
-        made = network.draw(torch.tensor(classes, device=predictor.device), chance).cpu().numpy()
+        asked = torch.tensor(classes, device=predictor.device)
+        made = timed(lambda: network.draw(asked, chance).cpu().numpy())
     images = MadeImages(
         tuple(row.patient for row in rows),
         tuple(row.volume for row in rows),
@@ -69,7 +71,8 @@ def judge(
         bootstrap=package.recipe.evaluate.bootstrap,
     )
     table = check(frame, CASE_METRICS_SYNTHESIS, where="evaluation")
-    return Judged(evaluation, table, (_beside(images, dataset.classes),))
+    each = timed.seconds[0] / len(rows)  # all are made at once
+    return Judged(evaluation, table, (_beside(images, dataset.classes),), (each,) * len(rows))
 
 
 def compare(

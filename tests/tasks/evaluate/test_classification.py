@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn import metrics
+from sklearn.calibration import calibration_curve
 
 from models import schemas
 from models.errors import LabelError, NothingToDoError, PackageError, RecipeError
@@ -27,6 +28,13 @@ def _names(count: int) -> tuple[list[str], list[str]]:
     return [f"P{i // 2}" for i in range(count)], [f"c{i}" for i in range(count)]
 
 
+def _calibration_error(truth: np.ndarray, score: np.ndarray) -> float:
+    observed, predicted = calibration_curve(truth, score, n_bins=10, strategy="quantile")
+    edges = np.percentile(score, np.linspace(0, 100, 11))
+    counts = np.bincount(np.searchsorted(edges[1:-1], score), minlength=10)
+    return float(np.sum(np.abs(observed - predicted) * counts[counts > 0]) / len(score))
+
+
 def test_two_classes_equal_scikit_learn() -> None:
     truth, chances = _cohort(2)
     found, frame, pictures = evaluate_classification(*_names(120), truth, chances, ("no", "yes"), **IDS)
@@ -41,9 +49,11 @@ def test_two_classes_equal_scikit_learn() -> None:
         "precision": metrics.precision_score(truth, called),
         "f1": metrics.f1_score(truth, called),
         "brier": metrics.brier_score_loss(truth, chances[:, 1]),
+        "auc_delong": metrics.roc_auc_score(truth, chances[:, 1]),
+        "ece": _calibration_error(truth, chances[:, 1]),
     }
     assert {m.metric: m.interval.value for m in found.metrics} == pytest.approx(expected)
-    assert all(m.interval.low < m.interval.value < m.interval.high for m in found.metrics)
+    assert all(m.interval.low <= m.interval.value <= m.interval.high for m in found.metrics)
     assert (found.primary, found.n_patients, found.n_cases) == ("auc", 60, 120)
     assert (found.positive, found.threshold) == ("yes", 0.5)
     assert found.confusion.counts == tuple(map(tuple, metrics.confusion_matrix(truth, called).tolist()))
