@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import PackageError
 from models.plan import Plan
@@ -37,6 +37,7 @@ class TrainingRecord(_Part):
     history: tuple[tuple[int, float, float], ...] = ()  # (step, mean training loss since the last, validation metric)
     notes: tuple[str, ...] = ()
     folds: tuple[TrainingRecord, ...] = ()  # of each; the rest is then their sum or mean
+    low: TrainingRecord | None = None  # of a cascade's first stage; steps, seconds and parameters are then the sum
 
 
 class Member(_Part):
@@ -48,6 +49,7 @@ class Member(_Part):
     temperature: float = Field(1.0, gt=0)  # its logits are divided by it before that
     package: str = ""  # the package that it was copied from
     recipe: str = ""  # that package's recipe's name
+    low: tuple[str, ...] = ()  # the members whose joint segmentation it is told; these say nothing else
 
 
 class Environment(_Part):
@@ -78,6 +80,22 @@ class ModelPackage(_Part):
     members: tuple[Member, ...] = ()  # none: a single network, whose weights have no prefix
     started_from: str = ""  # the package or the file's digest that the weights came from
     fingerprint: dict[str, Any] = Field(default_factory=dict)  # intensities and spacing, for out-of-distribution checks
+
+    @model_validator(mode="after")
+    def _knows_its_members(self) -> Self:
+        known = {member.name: member for member in self.members}
+        for member in self.members:
+            if any(name not in known or known[name].low for name in member.low):
+                raise ValueError(
+                    f"members: {member.name} is told by members that are not there, or are told themselves"
+                )
+        return self
+
+    @property
+    def answering(self) -> tuple[Member, ...]:
+        """The members whose probabilities count, without those that only tell others."""
+        telling = {name for member in self.members for name in member.low}
+        return tuple(member for member in self.members if member.name not in telling)
 
     @property
     def plans(self) -> dict[str, Plan]:

@@ -132,6 +132,8 @@ class NetworkPlan(_Part):
     size: IntTriple | None = None  # the input's, where it is always the same: networks with position embeddings need it
     variables: int = 0  # clinical numbers that join in the head
     latent: int = 64  # numbers that a generator makes an image from
+    told: int = 0  # classes of a coarser segmentation, which is the input's last channel: see `models.networks.told`
+    told_regions: bool = False  # that segmentation's values are bits
 
 
 class TrainPlan(_Part):
@@ -249,6 +251,8 @@ class Plan(_Part):
     variables: tuple[VariablePlan, ...] = ()
     detection: Detection = Detection()
     synthesis: Synthesis = Synthesis()
+    resolution: Literal["full", "low"] = "full"
+    low: Plan | None = None  # a cascade's first stage, whose segmentation this plan's network is told
     unlabelled: tuple[tuple[str, ...], ...] = ()  # pretraining's further cases: each one's volumes, the reference first
     made_for: str = ""  # the dataset that it was made for, where it was kept from an earlier night
     drift: tuple[Drift, ...] = ()  # of the training cases from those that the champion's plan was made for
@@ -287,6 +291,7 @@ class Plan(_Part):
             ("classes", ", ".join(self.classes)),
             *([("a case", "all series of a patient")] if self.of == "patient" else []),
             ("network", f"{n.name} {n.dimensions}-D, features {'-'.join(map(str, n.features))}"),
+            *self._stages(),
             ("spacing (z, y, x) mm", " × ".join(f"{s:.3g}" for s in p.spacing) if p.spacing else "as it is"),
             ("size", " × ".join(map(str, p.size)) if p.size else "as it is"),
             ("normalisation", ", ".join(c.scheme for c in p.normalisation)),
@@ -295,5 +300,13 @@ class Plan(_Part):
             ("batch", t.batch_size),
             ("loss", t.loss),
             ("optimiser", f"{t.optimiser}, {t.learning_rate:g}, {t.schedule}"),
-            ("budget", budget),
+            ("budget", f"{budget} for each of two stages" if self.low else budget),
         ]
+
+    def _stages(self) -> list[tuple[str, Any]]:
+        """What resolutions there are, where it is not the full one alone."""
+        if self.low is None:
+            return [("resolution", "low")] if self.resolution == "low" else []
+        spacing, patch = self.low.prepare.spacing or (), self.low.train.patch_size
+        first = f"{' × '.join(f'{s:.3g}' for s in spacing)} mm, patch {' × '.join(map(str, patch))}"
+        return [("resolution", "cascade: low, then full"), ("first stage", first)]

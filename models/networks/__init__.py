@@ -316,8 +316,13 @@ def entry_for(plan: NetworkPlan) -> Entry:
 def build(plan: NetworkPlan) -> nn.Module:
     """The network of `plan`, with fresh weights drawn from PyTorch's global generator. Raises RecipeError.
 
-    With clinical variables, `forward` takes them as a second argument, (b, plan.variables).
+    With clinical variables, `forward` takes them as a second argument, (b, plan.variables). A network that is told a
+    coarser segmentation takes it as one more channel.
     """
+    if plan.told:
+        from models.networks.told import build_told
+
+        return build_told(plan)
     if plan.variables:
         from models.networks.fusion import build_fusion
 

@@ -128,6 +128,8 @@ class Recipe(Part):
             raise ValueError("clinical and synthetic are for a classification")
         if self.kind == "synthesis" and self.start.source != "scratch":
             raise ValueError("start.source: a synthesis learns from scratch alone")
+        if why := _unresolved(self):
+            raise ValueError(why)
         if why := misfit(self):
             raise ValueError(why)
         if self.labels.of == "patient" and self.images.channels:
@@ -180,6 +182,20 @@ class Recipe(Part):
     def follows(self) -> bool:
         """Whether a night builds on the model that serves: on its weights, or on its plan."""
         return self.start.source == "champion" or self.nights.plan != "every-night"
+
+
+def _unresolved(recipe: Recipe) -> str | None:
+    """Why the recipe cannot have the resolution that it asks for, and what to write instead."""
+    wish = recipe.network.resolution
+    if wish not in ("low", "cascade"):
+        return None
+    if not recipe.segments:
+        return f'network.resolution: "{wish}" is for what gives each voxel a class: write "auto"'
+    if recipe.network.dimensions == 2:
+        return f'network.resolution: "{wish}" is for three dimensions: write "auto", or network.dimensions = 3'
+    if wish == "cascade" and recipe.start.source == "pretraining":
+        return 'network.resolution: a cascade has two grids, pretraining one: write "full" or "low"'
+    return None
 
 
 def _explain(error: Any) -> str:

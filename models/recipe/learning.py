@@ -19,6 +19,14 @@ class Network(Part):
     features: Auto | tuple[int, ...] = Field("auto", description="channels per level")
     dropout: float = Field(0.0, ge=0, lt=1)
     stochastic_depth: float = Field(0.0, ge=0, lt=1, description="chance that the last residual unit is skipped")
+    resolution: Literal["auto", "full", "low", "cascade"] = Field(
+        "auto",
+        description="3-D segmentation, and detection by components: on the full resolution's grid; on a coarser one, "
+        "of which a patch shows at least a quarter of the median case; or on the coarser one first and then on the "
+        "full one, told what the first network found (nnU-Net's cascade; each stage has half of the minutes, and all "
+        "of the epochs). auto: a cascade where the largest patch that memory holds shows less than a quarter of the "
+        "median training case and the minutes are enough for both stages; else full",
+    )
 
 
 class Train(Part):
@@ -96,6 +104,12 @@ class Augment(Part):
     gamma: Share = 0.3
     gamma_inverted: Share = 0.1
     gamma_range: tuple[float, float] = (0.7, 1.5)
+    cascade_morphology: Share = Field(
+        0.4, description="a cascade: what the first stage found grows or shrinks by up to 8 voxels"
+    )
+    cascade_dropped: Share = Field(
+        0.2, description="a cascade: a small component of what the first stage found is lost"
+    )
 
     @classmethod
     def none(cls) -> Self:
@@ -110,6 +124,8 @@ class Augment(Part):
             low_resolution=0,
             gamma=0,
             gamma_inverted=0,
+            cascade_morphology=0,
+            cascade_dropped=0,
         )
 
 

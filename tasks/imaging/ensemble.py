@@ -25,11 +25,15 @@ Float32 = NDArray[np.float32]
 
 @dataclass
 class Part:
-    """The networks that see the same prepared image, as one. `plan` says how it is made and gone over."""
+    """The networks that see the same prepared image, as one. `plan` says how it is made and gone over.
+
+    `low` is a cascade's first stage: what it finds is the last channel of what `network` takes.
+    """
 
     plan: Plan
     network: nn.Module
     share: float  # of the parts' mean; all shares add up to 1
+    low: Part | None = None
 
 
 class Together(nn.Module):
@@ -71,19 +75,34 @@ def load_parts(package: ModelPackage, weights: Mapping[str, Tensor], device: tor
     }
     if not package.members:
         return [Part(package.plan, networks[""], 1.0)]
+    return _parts(package, package.answering, networks)
+
+
+def _parts(package: ModelPackage, members: Sequence[Member], networks: Mapping[str, nn.Module]) -> list[Part]:
     seeing: dict[object, list[Member]] = {}
-    for member in package.members:
+    for member in members:
         plan = member.plan or package.plan
         # Boxes are no probabilities of places: they meet when they are found, not before.
         apart = plan.kind == "detection" and not plan.segments
-        seeing.setdefault(member.name if apart else _sight(plan), []).append(member)
-    whole = sum(member.weight for member in package.members)
+        seeing.setdefault(member.name if apart else (_sight(plan), member.low), []).append(member)
+    whole = sum(member.weight for member in members)
     return [
         Part(
-            several[0].plan or package.plan, _joined(package, several, networks), sum(m.weight for m in several) / whole
+            several[0].plan or package.plan,
+            _joined(package, several, networks),
+            sum(m.weight for m in several) / whole,
+            _low(package, several[0].low, networks),
         )
         for several in seeing.values()
     ]
+
+
+def _low(package: ModelPackage, names: Sequence[str], networks: Mapping[str, nn.Module]) -> Part | None:
+    """The members `names` as one. Raises PackageError where they do not see the same."""
+    parts = _parts(package, [member for member in package.members if member.name in names], networks)
+    if len(parts) > 1:
+        raise PackageError("the networks of the first stage have different grids", where=package.key)
+    return parts[0] if parts else None
 
 
 def averaged(streams: Sequence[Iterator[Float32]], shares: Sequence[float]) -> Iterator[Float32]:

@@ -23,6 +23,7 @@ from tasks.imaging.prepare import Layout, prepare_image
 from tasks.imaging.restore import Decision, EachAlone, Likeliest, Restorer, restored, slab_ranges
 from tasks.imaging.sliding import class_probabilities, sliding_bands
 from tasks.imaging.streamed import WHOLE_BYTES, prepared_planes
+from tasks.imaging.told import Beside, told_map
 
 Bands = Iterator[tuple[int, NDArray[np.float32]]]
 """(first slice, probabilities (k, n, y, x)), in order and without gaps."""
@@ -133,13 +134,13 @@ class Predictor:
         if plan.network.dimensions == 2:
             images = images[..., 0, :, :]
         axes = plan.infer.mirror_axes
-        beside = self._numbers(plan, clinical)
+        beside = self.numbers(plan, clinical)
         found = class_probabilities(
             part.network, images, axes, self.precision, activation=plan.activation, clinical=beside
         )
         return found[0].cpu().numpy()
 
-    def _numbers(self, plan: Plan, clinical: Sequence[str]) -> Tensor | None:
+    def numbers(self, plan: Plan, clinical: Sequence[str]) -> Tensor | None:
         """What a part is told, (1, v): its variables by their names among the package's."""
         if not plan.variables:
             return None
@@ -151,6 +152,9 @@ class Predictor:
         """One part's probabilities on its own grid, and where that lies."""
         plan = part.plan
         prepared, layout = prepared_planes(array, geometry, plan.prepare, whole_bytes=self.whole_bytes)
+        if part.low is not None:
+            coarse, source = self.bands(part.low, array, geometry)
+            prepared = Beside(prepared, told_map(coarse, source.target, layout.target, regions=plan.regions))
         bands = sliding_bands(
             part.network,
             prepared,

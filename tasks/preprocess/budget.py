@@ -83,6 +83,7 @@ class Sized:
     batch: int
     patches: float
     notes: tuple[str, ...]
+    hurried: bool = False  # the time, not memory, set the patch
 
     @property
     def steps(self) -> float:
@@ -99,8 +100,9 @@ def size_segmentation(
     """
     shape = Shape.of(recipe, grid, channels, outputs)
     chosen: _Candidate | None = None
-    patches, affordable = math.inf, False
+    patches, affordable, largest = math.inf, False, 0
     for chosen in _candidates(recipe, shape, budget):
+        largest = max(largest, math.prod(chosen.topology.patch))
         patches = budget.patches(chosen.flops)
         affordable = patches >= chosen.wanted
         if affordable:
@@ -114,7 +116,8 @@ def size_segmentation(
     covered = math.prod(chosen.topology.patch[-grid.dimensions :]) / math.prod(grid.median[-grid.dimensions :])
     if covered < 0.25:
         notes.append(f"the patch shows {covered:.0%} of the median case; a coarser preprocess.spacing shows more of it")
-    return Sized(chosen.topology, chosen.features, batch, patches, tuple(notes))
+    hurried = not affordable or math.prod(chosen.topology.patch) < largest
+    return Sized(chosen.topology, chosen.features, batch, patches, tuple(notes), hurried)
 
 
 def size_classification(

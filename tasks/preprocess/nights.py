@@ -62,6 +62,8 @@ def plan_of_the_night(
     own = {
         "train": kept.train.model_copy(update={"start": recipe.start}),
         "made_for": kept.made_for or before.package.dataset,
+        "low": kept.low
+        and kept.low.model_copy(update={"train": kept.low.train.model_copy(update={"start": recipe.start})}),
     }
     drift = f"though the data has drifted ({', '.join(m.measure for m in far[:3])})" if far else "no drift of the data"
     return _noted(

@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.errors import RecipeError
 from models.networks import entry_for, entry_named
-from models.plan import Fingerprint, InferPlan, NetworkPlan, Normalisation, Plan, PreparePlan, TrainPlan, VariablePlan
+from models.plan import (
+    Fingerprint,
+    InferPlan,
+    IntTriple,
+    NetworkPlan,
+    Normalisation,
+    Plan,
+    PreparePlan,
+    TrainPlan,
+    VariablePlan,
+)
 from models.recipe import Detection, Kind, Recipe, Window
 from models.recipe.labels import MOST_REGIONS
 from models.recipe.losses import chosen_loss
@@ -18,6 +28,7 @@ from tasks.preprocess import generative, patients
 from tasks.preprocess.budget import Budget, Sized, size_classification, size_segmentation
 from tasks.preprocess.grids import Device, Grid, choose_grid, choose_size, median_shape
 from tasks.preprocess.rarity import class_weights
+from tasks.preprocess.resolution import Planned, resolved
 
 MASKED_BELOW = 0.75
 """Share of the image that is not empty, below which a z-score looks inside alone (nnU-Net)."""
@@ -61,61 +72,97 @@ def make_plan(
     kind: Device = "cuda" if device.startswith("cuda") else "cpu"
     grid = choose_grid(recipe, fingerprint, kind)
     budget = patients.shared(_of_a_fold(Budget.of(recipe, memory_gb, kind, cores), recipe), series)
-    cases, channels = len(series) or len(fingerprint.cases), len(fingerprint.intensities)
-    outputs = _outputs(recipe, classes)
-    notes = [*grid.notes, *patients.told(series)]
-    if recipe.train.folds > 1:
-        notes.append(f"{recipe.train.folds} folds by patient: a network each")
-    if not recipe.learns_masks:
+    planner = Planner(recipe, fingerprint, classes, tuple(series), variables)
+    return resolved(recipe, fingerprint, grid, budget, planner.plan)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans on a given grid, with a given budget."""
+
+    recipe: Recipe
+    fingerprint: Fingerprint
+    classes: tuple[str, ...]
+    series: tuple[int, ...]
+    variables: tuple[VariablePlan, ...]
+
+    def plan(self, grid: Grid, budget: Budget, *, told: bool = False) -> Planned:
+        """A plan of one stage; its network is `told` a coarser segmentation, or not. Raises RecipeError."""
+        recipe, fingerprint, classes, series = self.recipe, self.fingerprint, self.classes, self.series
+        cases, channels = len(series) or len(fingerprint.cases), len(fingerprint.intensities)
+        outputs = _outputs(recipe, classes)
+        notes = [*grid.notes, *patients.told(series)]
+        if recipe.train.folds > 1:
+            notes.append(f"{recipe.train.folds} folds by patient: a network each")
+        size: IntTriple | None = None
+        if recipe.learns_masks:
+            sized = size_segmentation(
+                recipe, grid, budget, cases=cases, channels=channels + told * len(classes), outputs=outputs,
+                volume=median_shape(fingerprint, grid.spacing),
+            )  # fmt: skip
+        else:
+            size, why = self._size(grid, budget.device)
+            notes.append(why)
+            with patients.sharing(series):
+                sized = size_classification(recipe, grid, budget, size=size, cases=cases, channels=channels)
+        notes += sized.notes
+        prepare, more = _prepare(recipe, fingerprint, grid, size)
+        notes += more
+        network = _network(recipe, grid, sized, channels, outputs).model_copy(
+            update={
+                "variables": sum(variable.width for variable in self.variables),
+                "told": len(classes) if told else 0,
+                "told_regions": told and recipe.labels.regions,
+            }
+        )
+        flips, why = _flips(recipe, classes, grid, sized)
+        train, more = _train(recipe, grid, sized, cases, flips)
+        weights, rare = class_weights(recipe, fingerprint, classes)
+        compiled = train.compile if entry_for(network).compiles else False
+        train = train.model_copy(update={"class_weights": weights, "compile": compiled})
+        notes += [why, *more, *([rare] if rare else [])]
+        return Planned(self._whole(prepare, network, train, flips, notes), sized, grid)
+
+    def _size(self, grid: Grid, device: Device) -> tuple[IntTriple, str]:
+        """Of a classified picture, and why."""
+        recipe, classes = self.recipe, self.classes
         if recipe.kind == "classification" and len(classes) < 2 - recipe.labels.several:
             raise RecipeError(
                 f"a classification needs two classes, not {len(classes)}",
                 where="labels.classes",
                 hint="import labels with at least two values",
             )
-        size, why = choose_size(recipe, fingerprint, grid, kind)
-        notes.append(why)
-        with patients.sharing(series):
-            sized = size_classification(recipe, grid, budget, size=size, cases=cases, channels=channels)
-    else:
-        size, volume = None, median_shape(fingerprint, grid.spacing)
-        sized = size_segmentation(recipe, grid, budget, cases=cases, channels=channels, outputs=outputs, volume=volume)
-    notes += sized.notes
-    prepare, more = _prepare(recipe, fingerprint, grid, size)
-    notes += more
-    network = _network(recipe, grid, sized, channels, outputs)
-    network = network.model_copy(update={"variables": sum(variable.width for variable in variables)})
-    flips, why = _flips(recipe, classes, grid, sized)
-    train, more = _train(recipe, grid, sized, cases, flips)
-    weights, told = class_weights(recipe, fingerprint, classes)
-    compiled = train.compile if entry_for(network).compiles else False
-    train = train.model_copy(update={"class_weights": weights, "compile": compiled})
-    notes += [why, *more, *([told] if told else [])]
-    infer = InferPlan(
-        tile=train.patch_size,
-        overlap=recipe.infer.overlap,
-        mirror_axes=flips if recipe.infer.mirror else (),
-        keep_largest=recipe.infer.keep_largest if recipe.kind == "segmentation" else False,
-    )
-    plan = Plan(
-        recipe=recipe.name,
-        kind=recipe.kind,
-        seed=recipe.seed,
-        classes=classes,
-        prepare=prepare,
-        network=network,
-        train=train,
-        infer=infer,
-        regions=recipe.labels.regions,
-        several=recipe.labels.several,
-        of=recipe.labels.of,
-        channels=tuple(channel.name for channel in recipe.images.channels),
-        variables=variables,
-        detection=_detection(recipe),
-        synthesis=recipe.synthesis,
-        notes=tuple(notes),
-    )
-    return generative.adapted(plan, recipe) if recipe.kind == "synthesis" else plan
+        return choose_size(recipe, self.fingerprint, grid, device)
+
+    def _whole(
+        self, prepare: PreparePlan, network: NetworkPlan, train: TrainPlan, flips: tuple[Axis, ...], notes: list[str]
+    ) -> Plan:
+        recipe = self.recipe
+        infer = InferPlan(
+            tile=train.patch_size,
+            overlap=recipe.infer.overlap,
+            mirror_axes=flips if recipe.infer.mirror else (),
+            keep_largest=recipe.infer.keep_largest if recipe.kind == "segmentation" else False,
+        )
+        plan = Plan(
+            recipe=recipe.name,
+            kind=recipe.kind,
+            seed=recipe.seed,
+            classes=self.classes,
+            prepare=prepare,
+            network=network,
+            train=train,
+            infer=infer,
+            regions=recipe.labels.regions,
+            several=recipe.labels.several,
+            of=recipe.labels.of,
+            channels=tuple(channel.name for channel in recipe.images.channels),
+            variables=self.variables,
+            detection=_detection(recipe),
+            synthesis=recipe.synthesis,
+            notes=tuple(notes),
+        )
+        return generative.adapted(plan, recipe) if recipe.kind == "synthesis" else plan
 
 
 def _of_a_fold(budget: Budget, recipe: Recipe) -> Budget:

@@ -98,17 +98,19 @@ def prepare_planned(stores: Stores, recipe: Recipe, ref: PlanRef) -> PreparedRef
     cases = _cases(stores, recipe, [*dataset.split("train"), *dataset.split("validation")])
     cases += _unlabelled(stores, recipe, plan)
     reading = _reading(recipe, dataset)
-    new = sum(not stores.prepared.exists(case_key(case, reading, plan.prepare)) for case in cases)
+    grids = [plan.prepare, *([plan.low.prepare] if plan.low else [])]
+    new = sum(not stores.prepared.exists(case_key(case, reading, grid)) for case in cases for grid in grids)
     with _client(stores, needed=bool(new)) as client:
-        outcome = prepare_dataset(client, cases, reading, plan.prepare, _root(stores))
-    _set_aside(stores, outcome.failures)
-    if not outcome.done:
+        outcomes = [prepare_dataset(client, cases, reading, grid, _root(stores)) for grid in grids]
+    for outcome in outcomes:
+        _set_aside(stores, outcome.failures)
+    if not all(outcome.done for outcome in outcomes):
         raise NothingToDoError(
             f"none of the {len(cases)} cases could be prepared",
             where=recipe.name,
             hint="`nocturne status` lists them with their reasons",
         )
-    return PreparedRef.to(content_key("prepared", sorted(outcome.done.values())))
+    return PreparedRef.to(content_key("prepared", sorted(key for outcome in outcomes for key in outcome.done.values())))
 
 
 def _cases(stores: Stores, recipe: Recipe, rows: Sequence[DatasetRow]) -> list[Case]:

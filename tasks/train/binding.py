@@ -156,7 +156,7 @@ def _brought(number: int, package: ModelPackage) -> list[tuple[str, Member]]:
             recipe=package.recipe.name,
         )  # fmt: skip
         return [("", own)]
-    whole = sum(member.weight for member in package.members)
+    whole = sum(member.weight for member in package.answering)
     return [
         (
             f"{member.name}.",
@@ -164,9 +164,11 @@ def _brought(number: int, package: ModelPackage) -> list[tuple[str, Member]]:
                 name=f"{name}-{member.name}",
                 plan=member.plan or package.plan,
                 weight=member.weight / whole,
-                temperature=member.temperature * package.temperature,
+                # What a first stage finds is no probability any more when it is told.
+                temperature=member.temperature * (package.temperature if member in package.answering else 1),
                 package=package.key,
                 recipe=member.recipe or package.recipe.name,
+                low=tuple(f"{name}-{other}" for other in member.low),
             ),
         )
         for member in package.members

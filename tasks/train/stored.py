@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from models.dataset import Dataset
 from models.errors import NotFoundError, StoreBusyError
 from models.hashing import content_key
 from models.plan import Fingerprint, Plan
@@ -19,6 +20,7 @@ from tasks.stores.packages import read_description
 from tasks.stores.prepared import prepared_keys
 from tasks.stores.tables import PackageRow, PlanRow
 from tasks.stores.unlabelled import unlabelled_keys
+from tasks.train.learning import PreparedKeys
 from tasks.train.run import discard_checkpoints, train
 from tasks.train.transfer.origins import nothing_new, origin_of, start_key
 
@@ -50,9 +52,7 @@ def train_package(stores: Stores, recipe: Recipe, ref: PlanRef, champion: Packag
         return champion
     with _alone(workspace):
         if not stores.packages.exists(key):
-            keys = prepared_keys(dataset, recipe, plan.prepare)
-            # What could not be prepared is in quarantine; the rest goes on.
-            ready = {case: name for case, name in keys.items() if stores.prepared.exists(name)}
+            ready = _ready(stores, dataset, recipe, plan)
             with stores.packages.staging() as staged:
                 train(
                     plan,
@@ -66,12 +66,19 @@ def train_package(stores: Stores, recipe: Recipe, ref: PlanRef, champion: Packag
                     code=code_version(),
                     fingerprint=Fingerprint.model_validate(row.fingerprint),
                     origin=origin_of(stores, recipe, champion),
+                    low_keys=_ready(stores, dataset, recipe, plan.low) if plan.low else None,
                     unlabelled=[name for name in unlabelled_keys(recipe, plan) if stores.prepared.exists(name)],
                 )
                 stores.packages.publish(staged, key)
         commit_package(stores, recipe, row.dataset, key)
         discard_checkpoints(workspace)
     return PackageRef.to(key)
+
+
+def _ready(stores: Stores, dataset: Dataset, recipe: Recipe, plan: Plan) -> PreparedKeys:
+    """What could not be prepared is in quarantine; the rest goes on."""
+    keys = prepared_keys(dataset, recipe, plan.prepare)
+    return {case: name for case, name in keys.items() if stores.prepared.exists(name)}
 
 
 def code_version() -> str:

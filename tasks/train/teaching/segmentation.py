@@ -10,11 +10,12 @@ import torch
 from models.dataset import DatasetRow
 from models.plan import Plan
 from models.recipe import Recipe
+from tasks.train.cascade import ToldLearner, ToldSampler
 from tasks.train.choosing import MaskTrial, choose_temperature
 from tasks.train.learner import Learner
 from tasks.train.loop import Termination
 from tasks.train.objective import objective_for
-from tasks.train.patches import Cases, PatchSampler
+from tasks.train.patches import Cases, PatchSampler, Sampler
 from tasks.train.teaching import Choices, Trained
 from tasks.train.validate import MaskValidation
 
@@ -25,10 +26,13 @@ class MaskTeaching:
 
     plan: Plan
 
-    def sampler(self, cases: Cases, rows: Sequence[DatasetRow]) -> PatchSampler:
+    def sampler(self, cases: Cases, rows: Sequence[DatasetRow]) -> Sampler:
         """Patches, some of them forced onto foreground."""
-        train = self.plan.train
-        return PatchSampler(cases, train.patch_size, train.oversample_foreground, self.plan.seed)
+        train, plan = self.plan.train, self.plan
+        patches = PatchSampler(cases, train.patch_size, train.oversample_foreground, plan.seed)
+        if plan.low is None:
+            return patches
+        return ToldSampler(patches, train.augment, len(plan.classes), plan.regions, plan.seed)
 
     def validation(self, cases: Cases, rows: Sequence[DatasetRow], device: torch.device) -> MaskValidation:
         """Dice of whole cases."""
@@ -36,7 +40,8 @@ class MaskTeaching:
 
     def learner(self, device: torch.device) -> Learner:
         """By the plan's `loss`."""
-        return Learner(self.plan, device, objective_for(self.plan, device))
+        kind = Learner if self.plan.low is None else ToldLearner
+        return kind(self.plan, device, objective_for(self.plan, device))
 
     def choose(self, recipe: Recipe, trained: Sequence[Trained], cancelled: Termination) -> Choices:
         """The classes of which only the largest component is kept, and the temperature."""

@@ -50,7 +50,7 @@ def origin_of(stores: Stores, recipe: Recipe, champion: PackageRef | None) -> Or
     if start.source != "champion" or champion is None:
         return None
     described, weights = read_package(stores.packages.local(champion.key))
-    members = tuple(member.name for member in described.members if member.plan is None)
+    members = tuple(member.name for member in described.members if not member.package)
     return Origin(weights, champion.key, f"the champion {champion.key[:12]}", _known(stores, described), members)
 
 
@@ -60,7 +60,7 @@ def _known(stores: Stores, package: ModelPackage) -> frozenset[CaseKey]:
         dataset = stores.datasets.read(package.dataset)
     except NotFoundError:
         return frozenset()
-    rows = [*dataset.split("train"), *(dataset.split("validation") if package.members else ())]
+    rows = [*dataset.split("train"), *(dataset.split("validation") if package.plan.train.folds > 1 else ())]
     return frozenset(map(_case, rows))
 
 

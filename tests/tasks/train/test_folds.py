@@ -22,7 +22,7 @@ from models.package import ModelPackage
 from models.recipe import Recipe
 from tasks.imaging.predictor import Predictor
 from tasks.stores.packages import read_package
-from tasks.train import learning
+from tasks.train import learning, school
 from tasks.train import run as running
 from tasks.train.folds import draw_folds, shared_out
 from tasks.train.learning import learn_abreast
@@ -196,7 +196,7 @@ def test_what_a_process_cannot_do_is_tried_where_it_is_told(tmp_path: Path, monk
     world = balls(train=5, validation=2, folds=2, epochs=1)
     lacking = dataclasses.replace(world, store=dataclasses.replace(world.store, cases={}))
     monkeypatch.setattr(running, "places", lambda wanted: 2)
-    monkeypatch.setattr(running, "learn_abreast", lambda jobs, abreast, termination: None)  # both have failed
+    monkeypatch.setattr(school, "learn_abreast", lambda jobs, abreast, termination: None)  # both have failed
     with pytest.raises(KeyError):
         trained(lacking, tmp_path)
 
