@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
+from flows.drifting import alerts_told
+from tasks.stores.alerts import open_alerts
 from tasks.stores.house import Stores
 from tasks.stores.tables import (
     AnalysisRow,
@@ -57,6 +59,7 @@ def overview(stores: Stores) -> list[tuple[str, Any]]:
         ("patients placed", f"{sum(splits.values())}  {_counts(splits)}"),
         ("datasets", catalog.count(DatasetRecord)),
         ("predictions", catalog.count(PredictionRow)),
+        ("open alerts", alerts_told(open_alerts(catalog))),
         ("last evaluation", _evaluation(judged[0]) if judged else "none"),
         ("last decision", _decision(last[0]) if last else "none"),
     ]

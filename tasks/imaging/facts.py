@@ -7,9 +7,12 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from models.errors import PackageError
 from models.geometry import Geometry
-from models.plan import CaseFacts, ChannelLevels, Normalisation, Plan
+from models.package import ModelPackage
+from models.plan import CaseFacts, ChannelLevels, Fingerprint, Normalisation, Plan
 from tasks.imaging.compose import missing_channels
 from tasks.imaging.crop import box_shape, nonzero_box
 
@@ -52,6 +55,20 @@ def extent(facts: CaseFacts) -> tuple[float, float, float]:
     """(z, y, x) mm of the whole image."""
     z, y, x = (n * step for n, step in zip(facts.shape, facts.spacing, strict=True))
     return z, y, x
+
+
+def trained_on(package: ModelPackage) -> Fingerprint | None:
+    """What is known of the images that a package learnt from; None where it does not tell. Raises PackageError."""
+    if not package.fingerprint:
+        return None
+    try:
+        return Fingerprint.model_validate(package.fingerprint)
+    except ValidationError as error:
+        raise PackageError(
+            f"the package's fingerprint cannot be read ({error.error_count()} faults)",
+            where=package.key,
+            hint="it comes from another version: train again or roll back",
+        ) from None
 
 
 def visible_range(how: Sequence[Normalisation], channel: int) -> tuple[float, float]:

@@ -11,13 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
-from pydantic import ValidationError
 
-from models.errors import PackageError
 from models.package import ModelPackage
 from models.plan import CaseFacts, Fingerprint, Plan
 from models.volume import Volume
-from tasks.imaging.facts import NOTHING, PERCENTILES, channel_name, extent, slice_plane, visible_level, visible_range
+from tasks.imaging.facts import NOTHING, PERCENTILES, channel_name, extent, slice_plane, trained_on, visible_level, visible_range
 
 SPACING_SLACK = 1.25
 """Factor beyond the range of spacings."""
@@ -73,16 +71,9 @@ def check_image(package: ModelPackage, volume: Volume, facts: CaseFacts) -> tupl
 
     `facts` are the volume's, as `tasks.imaging.facts.image_facts` measures them.
     """
-    if not package.fingerprint:
+    seen = trained_on(package)
+    if seen is None:
         return ()
-    try:
-        seen = Fingerprint.model_validate(package.fingerprint)
-    except ValidationError as error:
-        raise PackageError(
-            f"the package's fingerprint cannot be read ({error.error_count()} faults)",
-            where=package.key,
-            hint="it comes from another version: train again or roll back",
-        ) from None
     return (
         *_kinds(package, seen, volume.modality, facts),
         *_sizes(seen.cases, facts),

@@ -1,7 +1,7 @@
-"""From the outbox to Prefect: each study version's event is posted until the server has acknowledged it.
+"""From the outbox to Prefect: each event is posted until the server has acknowledged it.
 
 The server is spoken to by HTTP (`POST /events`): Prefect's own client returns normally where a server is down. The
-event's id is a function of the study version, so that a repeat is the same event.
+event's id is a function of the study version or the alert that it tells of, so that a repeat is the same event.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any, Final
 import httpx
 
 from models.errors import NotFoundError
+from tasks.stores import alerts
 from tasks.stores.catalog import Catalog
 from tasks.stores.outbox import Message, Outbox
-from tasks.stores.tables import StudyVersionRow
+from tasks.stores.tables import AlertRow, StudyVersionRow
 
 EVENT: Final = "nocturne.study.arrived"
 RESOURCE: Final = "nocturne.study."
@@ -65,6 +66,28 @@ class EventRelay:
         return False
 
     def _event(self, message: Message) -> dict[str, Any]:
+        return self._drifted(message) if "alert" in message.payload else self._arrived(message)
+
+    def _drifted(self, message: Message) -> dict[str, Any]:
+        key = str(message.payload["alert"])
+        alert = self._catalog.get(AlertRow, key)
+        if alert is None:
+            raise NotFoundError("an event tells of an alert that is not there", where=key)
+        told = {
+            name: getattr(alert, name) for name in ("kind", "measure", "how", "value", "threshold", "cases", "told")
+        }
+        return {
+            "id": str(event_id(key)),
+            "occurred": alert.created_at.astimezone(UTC).isoformat(),
+            "event": alerts.EVENT,
+            "resource": {
+                "prefect.resource.id": alerts.RESOURCE + alert.name,
+                "prefect.resource.name": f"model {alert.name}",
+            },
+            "payload": {"alert": key, "model": alert.name, "package": alert.package, **told},
+        }
+
+    def _arrived(self, message: Message) -> dict[str, Any]:
         key = str(message.payload["version"])
         version = self._catalog.get(StudyVersionRow, key)
         if version is None:
@@ -78,6 +101,6 @@ class EventRelay:
         }
 
 
-def event_id(version: str) -> uuid.UUID:
-    """The id of the event that tells of a study version."""
-    return uuid.uuid5(_EVENTS, version)
+def event_id(key: str) -> uuid.UUID:
+    """The id of the event that tells of a study version or an alert."""
+    return uuid.uuid5(_EVENTS, key)

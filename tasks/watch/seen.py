@@ -1,0 +1,120 @@
+"""What is compared: the cases that a model learnt from, and those that it was shown since."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+
+from models.errors import NotFoundError
+from models.package import ModelPackage
+from models.plan import CaseFacts
+from tasks.imaging.facts import trained_on
+from tasks.stores.house import Stores
+from tasks.stores.tables import PackageRow, PredictionRow, VolumeRow
+
+_LOOKED_AT = 10
+"""Times the window: predictions that are looked through for as many patients."""
+
+T = TypeVar("T", bound="Case")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An image, and the scanner that it comes from; "" is not known."""
+
+    patient: str
+    facts: CaseFacts
+    manufacturer: str = ""
+    scanner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted(Case):
+    """An image that a version of the model was shown, and what that said."""
+
+    study: str = ""
+    prediction: str = ""
+    package: str = ""
+    findings: tuple[Mapping[str, Any], ...] = ()
+    uncertainty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Training cases; `scanners` says whether it is known where they come from."""
+
+    cases: tuple[Case, ...]
+    scanners: bool
+
+
+def training_cases(stores: Stores, package: ModelPackage) -> Known | None:
+    """The real images that the package learnt from, one a patient; None where it does not tell. Raises PackageError."""
+    seen = trained_on(package)
+    if seen is None:
+        return None
+    try:
+        rows = {row.volume: row for row in stores.datasets.read(package.dataset).split("train")}
+    except NotFoundError:
+        return Known(tuple(Case(facts.volume, facts) for facts in seen.cases), scanners=False)
+    pairs = [(rows.get(facts.volume), facts) for facts in seen.cases]
+    cases = [Case(r.patient, facts, r.manufacturer, r.model_name) for r, facts in pairs if r and not r.synthetic]
+    return Known(tuple(one_a_patient(cases)), scanners=True)
+
+
+def predicted_cases(
+    stores: Stores, name: str, *, package: str | None = None, oldest: bool = False, limit: int | None = None
+) -> list[Predicted]:
+    """The images that this model was shown, in any version or in one, the newest first or the oldest."""
+    moment = PredictionRow.created_at
+    query = (
+        select(PredictionRow, VolumeRow)
+        .join(VolumeRow, PredictionRow.volume == VolumeRow.volume)
+        .join(PackageRow, PredictionRow.package == PackageRow.package)
+        .where(PackageRow.name == name)
+        .order_by(moment if oldest else moment.desc(), PredictionRow.prediction)
+        .limit(limit)
+    )
+    if package is not None:
+        query = query.where(PredictionRow.package == package)
+    with stores.catalog.reading() as session:
+        return list(_told(session.execute(query)))
+
+
+def window(
+    stores: Stores, name: str, size: int, learnt: Collection[str], *, package: str | None = None, oldest: bool = False
+) -> list[Predicted]:
+    """The last (or the first) `size` patients that the model was shown, one image each; the newest (the oldest) first.
+
+    Several images of a patient are alike and no evidence of their own; and what it has `learnt` from tells nothing of
+    what comes.
+    """
+    found = predicted_cases(stores, name, package=package, oldest=oldest, limit=_LOOKED_AT * size)
+    return list(one_a_patient(case for case in found if case.facts.volume not in learnt))[:size]
+
+
+def one_a_patient(cases: Iterable[T]) -> Iterator[T]:
+    """The first of each patient."""
+    met = set[str]()
+    for case in cases:
+        if case.patient not in met:
+            met.add(case.patient)
+            yield case
+
+
+def _told(rows: Iterable[Any]) -> Iterator[Predicted]:
+    for prediction, volume in rows:
+        if prediction.facts is not None:  # predicted before they were kept
+            yield Predicted(
+                patient=volume.patient,
+                facts=CaseFacts.model_validate(prediction.facts),
+                manufacturer=volume.manufacturer,
+                scanner=volume.model_name,
+                study=volume.study,
+                prediction=prediction.prediction,
+                package=prediction.package,
+                findings=tuple(prediction.result.get("findings", ())),
+                uncertainty=prediction.uncertainty,
+            )
