@@ -55,6 +55,7 @@ def register(
     champion: Evaluation | None = None,
     comparison: Comparison | None = None,
     card: str = "",
+    document: str = "",
     report: Path | None = None,
     tags: Mapping[str, str] | None = None,
     who: str = "nocturne",
@@ -63,6 +64,7 @@ def register(
 ) -> Registration:
     """Register the package, let the gate decide, and let it serve or stay challenger.
 
+    `card` is its model card as Markdown, `document` the same as JSON.
     `champion` is the serving package's evaluation on the same dataset and `comparison` their paired differences.
     `policy` is the recipe's of today, where that is not the one that the package was trained under. `word` is a
     person's, where one was asked: what the gate would promote is promoted or kept as it says; a policy that wants one
@@ -74,7 +76,10 @@ def register(
         raise PackageError("the evaluation is of another package", where=package.key, reason="wrong-evaluation")
     if catalog.get(PackageRow, package.key) is None:
         raise NotFoundError("the catalog does not know this package", where=package.key)
-    version = registry.log_package(package, folder, metrics=evaluation.scalars(), report=report, card=card, tags=tags)
+    scalars = evaluation.scalars()
+    version = registry.log_package(
+        package, folder, metrics=scalars, report=report, card=card, document=document, tags=tags
+    )
     catalog.change(PackageRow, PackageRow.package == package.key, version=version.version, run=version.run_id)
     with _settled(registry, catalog, version.name):
         current = registry.champion(version.name)

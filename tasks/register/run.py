@@ -9,7 +9,7 @@ from models.recipe import Promote, Recipe
 from models.refs import DatasetRef, EvaluationRef, PackageRef
 from models.registration import Registered, Serving
 from tasks.register import promotion
-from tasks.register.card import model_card
+from tasks.register.card import gather, markdown
 from tasks.register.rules import check_policy
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_description
@@ -88,6 +88,7 @@ def register(
     described, judged = read_description(folder), stores.evaluations.read(evaluation.key)
     dataset = stores.datasets.read(described.dataset)
     before = stores.evaluations.read(champion_evaluation.key) if champion_evaluation else None
+    card = gather(described, judged, dataset, comparison=comparison)
     done = promotion.register(
         stores.registry,
         stores.catalog,
@@ -96,7 +97,8 @@ def register(
         judged,
         champion=before,
         comparison=comparison,
-        card=model_card(described, judged, dataset, comparison=comparison),
+        card=markdown(card),
+        document=card.to_json(),
         word=word,
         policy=policy,
     )

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.card import CARD_DOCUMENT
 from models.errors import (
     IntegrityError,
     NocturneError,
@@ -113,10 +114,12 @@ class Registry:
         metrics: Mapping[str, float],
         report: Path | None = None,
         card: str = "",
+        document: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> RegisteredVersion:
         """Register the package in `folder` under its recipe's name; one that is registered already is returned.
 
+        Beside the package lie its model card as Markdown and the same as a JSON `document`, where they are given.
         A run that a killed process left half written is taken up again. Raises PackageError for a file that is not
         plain data, StoreBusyError and ServiceUnavailableError where trying again may help.
         """
@@ -127,7 +130,7 @@ class Registry:
                 return found
             run = self._run_for(package, tags or {})
             self._log(run, package, metrics)
-            self._upload(run.info.run_id, package, folder, report, card)
+            self._upload(run.info.run_id, package, folder, report, {CARD_FILE: card, CARD_DOCUMENT: document})
             return self._create_version(run.info.run_id, package, card)
 
     def attach_report(self, run_id: str, *files: Path) -> None:
@@ -309,12 +312,15 @@ class Registry:
         dataset = Dataset(name=package.recipe.name, digest=package.dataset[:36], source_type="nocturne", source=source)
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
-    def _upload(self, run_id: str, package: ModelPackage, folder: Path, report: Path | None, card: str) -> None:
+    def _upload(
+        self, run_id: str, package: ModelPackage, folder: Path, report: Path | None, beside: Mapping[str, str]
+    ) -> None:
         self._client.log_artifacts(run_id, str(folder), _FOLDER)
         with tempfile.TemporaryDirectory() as scratch:
             _manifest(package).save(Path(scratch, _MANIFEST))
-            if card:
-                Path(scratch, CARD_FILE).write_text(card, encoding="utf-8")
+            for name, text in beside.items():
+                if text:
+                    Path(scratch, name).write_text(text, encoding="utf-8")
             self._client.log_artifacts(run_id, scratch, _FOLDER)
         if report is not None:
             self._client.log_artifact(run_id, str(report), _REPORT_FOLDER)

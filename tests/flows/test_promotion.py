@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from models.card import CARD_DOCUMENT, ModelCard
 from models.errors import RecipeError
 from models.geometry import Geometry
 from models.hashing import content_key
+from models.package import CARD_FILE
 from models.recipe import Recipe
 from models.refs import EvaluationRef, PackageRef, VolumeRef
 from models.registration import Registered
@@ -24,6 +26,7 @@ from tasks.predict.warm import WARM
 from tasks.preprocess import stored
 from tasks.preprocess.stored import plan_training, prepare_planned
 from tasks.register import promotion
+from tasks.register.card import markdown
 from tasks.register.run import champion, check, register, resolve, rollback, serving
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_package
@@ -191,10 +194,14 @@ def test_versions_that_serve_no_longer_can_still_be_asked(
         assert the_next_image(stores, 10 + int(version), with_version=version) == one.package.key
         kept = stores.packages.local(one.package.key)
         package, weights = read_package(kept)
-        fetched, same = read_package(stores.registry.fetch("squares", version, tmp_path))
+        folder = stores.registry.fetch("squares", version, tmp_path)
+        fetched, same = read_package(folder)
         assert fetched == package
         assert weights.keys() == same.keys()
         assert all(torch.equal(weights[name], same[name]) for name in weights)
+        card = ModelCard.parse((folder / CARD_DOCUMENT).read_bytes())
+        assert (folder / CARD_FILE).read_text() == markdown(card)
+        assert (card.details.package, card.performance.n_patients) == (package.key, 16)
 
 
 def test_a_policy_that_names_a_class_that_is_not_there_is_told_before_training(stores: Stores) -> None:

@@ -5,9 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from models.card import ModelCard
+from models.dataset import Dataset
+from models.errors import PackageError
+from models.evaluation import Agreement, Comparison, Cost, Evaluation, MetricSummary, PairedTest, Subgroup
 from models.package import ModelPackage
-from tasks.register.card import model_card
-from tests.tasks.register.samples import a_comparison, a_dataset, a_package, an_evaluation
+from tasks.register.card import gather, markdown
+from tasks.register.card.markdown import front_matter
+from tests.tasks.register.samples import a_comparison, a_dataset, a_package, an_evaluation, an_interval
+
+
+def model_card(
+    package: ModelPackage, evaluation: Evaluation, dataset: Dataset, comparison: Comparison | None = None
+) -> str:
+    return markdown(gather(package, evaluation, dataset, comparison=comparison))
 
 
 @pytest.fixture
@@ -18,7 +29,8 @@ def package(tmp_path: Path) -> ModelPackage:
 def test_it_says_what_a_reader_must_know(package: ModelPackage) -> None:
     card = model_card(package, an_evaluation(package), a_dataset())
     assert card.startswith("# liver\n")
-    for heading in ("Intended use", "Data", "Training", "Performance", "Limitations", "Provenance", "Licence"):
+    told = ("Intended use", "Data", "Training", "Performance", "Limitations", "Ethical considerations")
+    for heading in (*told, "Provenance", "Licence", "How to run"):
         assert f"\n## {heading}\n" in card
     assert "**Not for diagnostic use.**" in card
     assert "| train | 7 | 7 |" in card
@@ -82,3 +94,87 @@ def test_images_of_several_classes_are_told_as_such(package: ModelPackage) -> No
 def test_regions_are_told_as_such(package: ModelPackage) -> None:
     regions = package.model_copy(update={"plan": package.plan.model_copy(update={"regions": True})})
     assert "regions that may overlap" in model_card(regions, an_evaluation(package), a_dataset())
+
+
+def told_apart(package: ModelPackage) -> Evaluation:
+    """An evaluation with all that a card may show."""
+
+    def group(attribute: str, name: str, dice: float, n: int) -> Subgroup:
+        told = MetricSummary(metric="dice", interval=an_interval(dice, 0.05, n))
+        return Subgroup(attribute=attribute, group=name, n_patients=n, n_cases=n + 1, metrics=(told,))
+
+    volumes = {"bias": an_interval(-1.5, 0.5, 40), "lower": an_interval(-9, 1, 40), "upper": an_interval(6, 1, 40)}
+    agreement = Agreement(class_name="liver", points=((100.0, -2.0), (140.0, 1.0)), **volumes)
+    return an_evaluation(package).model_copy(
+        update={
+            "subgroups": (
+                group("site", "A", 0.85, 25),
+                group("site", "B|C", 0.66, 12),
+                group("slice_thickness", "under 1.5 mm", 0.2, 3),
+            ),
+            "agreement": (agreement,),
+            "cost": Cost(seconds_median=2.5, seconds_longest=9.0, megabytes=120.5, device="cpu (x86_64)"),
+        }
+    )
+
+
+def test_subgroups_agreement_and_cost_are_shown_and_the_small_ones_marked(package: ModelPackage) -> None:
+    card = model_card(package, told_apart(package), a_dataset())
+    assert "| site A | 25 | 26 | 0.8500 [0.8000, 0.9000] |" in card
+    assert "| site B\\|C | 12 | 13 | 0.6600" in card
+    assert "| slice thickness under 1.5 mm \\* | 3 | 4 |" in card
+    assert "fewer than 10 patients: shown, but too few" in card
+    assert "weakest on site B|C: Dice 0.6600" in card
+    assert "Too few test patients for any conclusion in slice thickness under 1.5 mm (3)" in card
+    assert "judged apart by site and slice thickness" in card
+    assert "could not be told apart by manufacturer" in card
+    assert "| liver | -1.5000 [-2.0000, -1.0000] | -9.0000" in card
+    assert "2.5 s in the median and 9 s at most on cpu (x86_64); the weights take 120.5 MB" in card
+    without = model_card(package, an_evaluation(package), a_dataset())
+    for heading in ("## Subgroups", "## Agreement", "## Cost"):
+        assert heading in card
+        assert heading not in without
+
+
+def test_the_document_says_the_same_and_comes_back_whole(package: ModelPackage) -> None:
+    evaluation = told_apart(package)
+    gap = a_comparison(an_evaluation("old"), evaluation, -0.01, 0.02, 0.05)
+    test = PairedTest(metric="dice", wilcoxon=0.0123, bootstrap=0.02, adjusted=0.04)
+    card = gather(package, evaluation, a_dataset(), comparison=gap.model_copy(update={"tests": (test,)}))
+    again = ModelCard.parse(card.to_json())
+    assert again == card
+    assert markdown(again) == markdown(card)
+    assert "| Dice | all | 0.0123 | 0.0200 | 0.0400 |" in markdown(card)
+    assert again.performance.metrics == evaluation.metrics
+    assert again.performance.subgroups == evaluation.subgroups
+    assert again.performance.cost == evaluation.cost
+    assert again.performance.against is not None
+    assert again.performance.against.difference.value == 0.02
+    assert [g.group for g in again.small_subgroups] == ["under 1.5 mm"]
+    assert (again.data.splits[0].patients, again.data.manufacturers) == (7, {"SIEMENS": 10})
+    assert again.provenance.weights_sha256 == package.weights_sha256
+    assert again.format == 1
+
+
+def test_no_pseudonym_of_a_patient_is_in_the_document(package: ModelPackage) -> None:
+    dataset = a_dataset()
+    document = gather(package, told_apart(package), dataset).to_json()
+    for row in dataset.rows:
+        for word in (f'"{row.patient}"', f'"{row.study}"', f'"{row.series}"', row.volume, row.label):
+            assert word not in document
+
+
+def test_the_hubs_fields_are_the_page_s_front_matter(package: ModelPackage) -> None:
+    card = gather(package, an_evaluation(package), a_dataset())
+    front = front_matter(card)
+    assert front.startswith("---\n")
+    assert 'pipeline_tag: "image-segmentation"' in front
+    assert "base_model" not in front
+    (index,) = card.hub["model-index"]
+    (result,) = index["results"]
+    assert {"type": "dice", "name": "Dice", "value": 0.8} in result["metrics"]
+
+
+def test_what_is_no_card_is_refused() -> None:
+    with pytest.raises(PackageError, match=r"card\.json"):
+        ModelCard.parse('{"format": 2}')

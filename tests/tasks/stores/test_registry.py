@@ -33,7 +33,13 @@ def log(registry: Registry, folder: Path, **which: object) -> tuple[ModelPackage
     report.write_text("<html>how good it is</html>")
     scalars = an_evaluation(package).scalars()
     return package, registry.log_package(
-        package, folder, metrics=scalars, report=report, card="# A liver model", tags={"nocturne.night": "17"}
+        package,
+        folder,
+        metrics=scalars,
+        report=report,
+        card="# A liver model",
+        document='{"format": 1}',
+        tags={"nocturne.night": "17"},
     )
 
 
@@ -99,7 +105,7 @@ def test_threads_that_register_one_package_get_one_version(registry: Registry, t
 def test_only_plain_files_lie_in_the_artifact_store(registry: Registry, home: Path, tmp_path: Path) -> None:
     _, version = log(registry, tmp_path / "p", name="plain")
     files = sorted(p.name for p in (home / "artifacts" / "plain" / version.run_id).rglob("*") if p.is_file())
-    assert files == ["MLmodel", "card.md", "package.json", "report.html", "weights.safetensors"]
+    assert files == ["MLmodel", "card.json", "card.md", "package.json", "report.html", "weights.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "model.pt", "run.py"])
