@@ -133,7 +133,7 @@ def _members(part: Part) -> list[Part]:
         return [part]
     told = zip(network.networks, network.shares, network.temperatures, strict=True)
     return [
-        Part(part.plan, Together([member], [1.0], [temperature], network.activation), part.share * share)
+        replace(part, network=Together([member], [1.0], [temperature], network.activation), share=part.share * share)
         for member, share, temperature in told
     ]
 
