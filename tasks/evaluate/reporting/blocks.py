@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 from models.evaluation import Picture
 from models.report import Decision
@@ -35,12 +35,33 @@ class Notes:
     lines: tuple[str, ...]
 
 
+Width = Literal["wide", "half", "third"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture with what is said below its title."""
+
+    picture: Picture
+    caption: str = ""
+    width: Width = "wide"
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Pictures in rows."""
+
+    kind: ClassVar = "gallery"
+    pictures: tuple[Shown, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """Tables: one over the whole width, or several side by side."""
+    """A table over the whole width; several, and pictures, side by side."""
 
     kind: ClassVar = "sheet"
     tables: tuple[Table, ...]
+    pictures: tuple[Shown, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +103,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where pictures whose names begin with `prefix` stand, and what is said below each."""
+    """Where pictures whose names begin with `prefix` stand, how wide, and what is said of each."""
 
     prefix: str
     part: str
     caption: str
-    wide: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Gallery:
-    """Pictures of one place."""
-
-    kind: ClassVar = "gallery"
-    pictures: tuple[Picture, ...]
-    caption: str = ""
-    wide: bool = False
+    width: Width = "half"
 
 
 Block = Heading | Prose | Notes | Sheet | Headlines | Verdict | Gallery
@@ -113,7 +124,7 @@ class Section:
 
 
 PLACES: Final = (
-    Place("distributions", "Cases", "A point is a case; the box holds the middle half.", wide=True),
+    Place("distributions", "Cases", "A point is a case; the box holds the middle half.", width="wide"),
     Place(
         "bland-altman",
         "Agreement of volumes",
@@ -125,18 +136,18 @@ PLACES: Final = (
     Place("froc", "Curves", "Lesions found over what a reader has to put up with."),
     Place("calibration", "Curves", "On the diagonal, of images given 70 % seven in ten are positive."),
     Place("confusion", "Curves", "Counts of test cases, and their share of the true class."),
-    Place("overlays", "Truth and prediction", "Contours on the slice that shows most of them.", wide=True),
+    Place("overlays", "Truth and prediction", "Contours on the slice that shows most of them.", width="third"),
     Place(
         "saliency",
         "What the network looked at",
         "Warm colours raise the class's score. A map says where evidence was sought, not that it was understood.",
-        wide=True,
+        width="wide",
     ),
     Place(
         "uncertainty",
         "Where the network is unsure",
         "Bright voxels are those on which repeated predictions differ, or that lie between two classes.",
-        wide=True,
+        width="wide",
     ),
 )
 """In the order of the page. Pictures of other names come after them."""

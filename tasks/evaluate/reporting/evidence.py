@@ -7,7 +7,7 @@ from itertools import groupby
 
 from models.evaluation import Comparison, Evaluation, Interval, MetricSummary, PairedTest, Picture, Subgroup
 from models.report import CaseNote, Fails, Good, Report
-from tasks.evaluate.reporting.blocks import PLACES, Block, Gallery, Heading, Prose, Section, Sheet, place_of
+from tasks.evaluate.reporting.blocks import PLACES, Block, Gallery, Heading, Prose, Section, Sheet, Shown, place_of
 from tasks.evaluate.reporting.metrics import BY_CLASS, DASH, in_order, metric_of, span, told, whole
 from tasks.evaluate.reporting.tables import Cell, Column, Mark, Table, numbers, share_bar, zero_bar
 
@@ -238,18 +238,18 @@ _WORST = {
 def _pictured(pictures: Sequence[Picture], tables: dict[str, Table]) -> Iterator[Block]:
     """Pictures under the headings of their places, each part's table before its pictures."""
     for part, places in groupby(PLACES, key=lambda place: place.part):
-        galleries = [
-            Gallery(mine, place.caption, place.wide)
-            for place in places
-            if (mine := tuple(p for p in pictures if place_of(p) == place))
-        ]
-        if galleries or part in tables:
+        shown = [(place, [p for p in pictures if place_of(p) == place]) for place in places]
+        if part in tables or any(mine for _, mine in shown):
             yield Heading(part)
         if part in tables:
             yield Sheet((tables[part],))
-        yield from galleries
-    if others := tuple(p for p in pictures if place_of(p) is None):
-        yield from (Heading("Further pictures"), Gallery(others, wide=True))
+        # What is true of several is said once, above them.
+        yield from (Prose(place.caption, remark=True) for place, mine in shown if len(mine) > 1)
+        row = [Shown(p, place.caption if len(mine) == 1 else "", place.width) for place, mine in shown for p in mine]
+        if row:
+            yield Gallery(tuple(row))
+    if others := tuple(Shown(p) for p in pictures if place_of(p) is None):
+        yield from (Heading("Further pictures"), Gallery(others))
 
 
 def _bar(first: MetricSummary | None, paired: bool) -> Cell:

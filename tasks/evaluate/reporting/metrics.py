@@ -48,6 +48,7 @@ METRICS: Final[dict[str, Metric]] = {
     "volume_truth_ml": Metric("Volume, truth", "mL", 2, "", False),
     "volume_prediction_ml": Metric("Volume, prediction", "mL", 2, "", False),
     "auc": Metric("AUC"),
+    "auc_delong": Metric("AUC, DeLong's interval"),
     "froc": Metric("FROC"),
     "average_precision": Metric("Average precision"),
     "balanced_accuracy": Metric("Balanced accuracy"),

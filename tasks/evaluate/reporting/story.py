@@ -13,13 +13,13 @@ from models.plan import Drift
 from models.report import Alert, Check, DataCard, Decision, Figure, Measure, Report, Tally
 from tasks.evaluate.reporting.blocks import (
     Block,
-    Gallery,
     Headline,
     Headlines,
     Notes,
     Prose,
     Section,
     Sheet,
+    Shown,
     Verdict,
 )
 from tasks.evaluate.reporting.metrics import DASH, MINUS, metric_of, span
@@ -80,14 +80,13 @@ def how(report: Report, pictures: Sequence[Picture]) -> Section:
     notes = plan.notes + training.notes
     software = ((what, str(value)) for what, value in package.environment.model_dump().items())
     changed = flat(package.recipe.model_dump(mode="json", exclude_defaults=True))
-    blocks: list[Block] = [
-        Sheet(tables),
-        *([Gallery(tuple(pictures), "The best validation is marked; its weights are the package's.")]),
-        *([Notes(notes)] if notes else []),
-        Sheet((facts("Recipe: what differs from the defaults", changed, code=True),)),
-        Sheet((facts("Environment", software, code=True),)),
-    ]
-    return Section("how", "How it was made", tuple(b for b in blocks if not (isinstance(b, Gallery) and not pictures)))
+    curve = tuple(Shown(p, "The best validation is marked: its weights are the package's.") for p in pictures)
+    made = (
+        facts("Recipe: what differs from the defaults", changed, code=True),
+        facts("Environment", software, code=True),
+    )
+    blocks: list[Block] = [Sheet(tables, curve), *([Notes(notes)] if notes else []), Sheet(made)]
+    return Section("how", "How it was made", tuple(blocks))
 
 
 def drift(report: Report) -> Section:
@@ -108,7 +107,7 @@ def drift(report: Report) -> Section:
 
 def decision(report: Report) -> Section:
     """The policy's rules one by one, the reasons, and who decided."""
-    title, part = "What was decided, and why", report.decision
+    title, part = "Decision", report.decision
     if part is None:
         return Section("decision", title, (Prose("Nothing was decided: the version was judged, not registered."),))
     blocks: list[Block] = [Verdict(part)]

@@ -16,8 +16,8 @@ from models.recipe import Detection
 from models.schemas import CASE_METRICS_DETECTION, check
 from tasks.evaluate.comparison import compare_detection
 from tasks.evaluate.detection import DetectionSample, evaluate_detection, score_case
-from tasks.evaluate.report import ReportData, render
-from tasks.evaluate.tables import lesions, worst
+from tasks.evaluate.reporting.compose import Judged, compose
+from tasks.evaluate.reporting.page import render
 from tasks.imaging.detection import Lesions, boxed_lesions, component_lesions
 
 GRID = Geometry.from_spacing((10, 60, 60), (2.0, 1.0, 1.0))
@@ -159,13 +159,11 @@ def test_thresholds_move_the_operating_point_alone() -> None:
 
 def test_the_report_tells_of_lesions() -> None:
     evaluation, table, pictures = judged(cohort())
-    page = render(
-        ReportData(
-            evaluation=evaluation, created_at=datetime(2026, 1, 1, tzinfo=UTC), cases=table, pictures=tuple(pictures)
-        )
-    )
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    report, shown = compose(Judged(evaluation=evaluation, created_at=when, cases=table, pictures=tuple(pictures)))
+    page = render(report, shown)
     for words in ("FROC", "False positives an image", "A lesion is found once", "most lesions missed or invented"):
         assert words in page
-    (row,) = lesions(table, 0.5).rows
-    assert row == ("spot", "3", "2", "1", "1")
-    assert [r[1] for r in worst(table, "detection", 0.5).rows] == ["case1", "case2"]
+    (counted,) = report.good.outcomes
+    assert (counted.class_name, counted.found, counted.missed, counted.invented) == ("spot", 2, 1, 1)
+    assert [note.case for note in report.fails.worst] == ["case1", "case2"]
