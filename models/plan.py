@@ -170,6 +170,7 @@ class TrainPlan(_Part):
     channel_dropout: float = 0.0
     folds: int = 1
     start: Start = Start()
+    step_seconds: float | None = None  # of a dry run on the device that the plan was made on
 
 
 class InferPlan(_Part):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.errors import RecipeError
 from models.plan import IntTriple
 from models.recipe import Recipe
 from tasks.preprocess.grids import Device, Grid
-from tasks.preprocess.shape import Shape
+from tasks.preprocess.shape import ANY_LEVELS, Shape
 from tasks.preprocess.topology import REFERENCE_BATCH, REFERENCE_ELEMENTS, REFERENCE_GB, Topology, widths
 
 CPU_FLOPS_PER_CORE = 60e9
@@ -42,7 +42,8 @@ CLASSIFIER_BASES = (64, 48, 32, 24, 16, 8)
 class Budget:
     """What there is to spend. `seconds` is None where epochs alone bound the training.
 
-    `together`: how many images one case may consist of, which are in memory at once.
+    `together`: how many images one case may consist of, which are in memory at once. `speed`: operations a second, as
+    a dry run has shown; `least`: patches that must be seen whatever the network; `levels`: at most as many.
     """
 
     device: Device
@@ -50,6 +51,9 @@ class Budget:
     seconds: float | None
     cores: int
     together: int = 1
+    speed: float | None = None
+    least: int = 0
+    levels: int = ANY_LEVELS
 
     @classmethod
     def of(cls, recipe: Recipe, memory_gb: float, device: Device, cores: int | None) -> Budget:
@@ -62,8 +66,13 @@ class Budget:
         """How many training patches of that cost the time allows."""
         if self.seconds is None:
             return math.inf
-        speed = GPU_FLOPS if self.device == "cuda" else CPU_FLOPS_PER_CORE * self.cores
-        return self.seconds * speed / flops
+        return self.seconds * self.flops_a_second / flops
+
+    @property
+    def flops_a_second(self) -> float:
+        """Measured, or what such devices usually do."""
+        usual = GPU_FLOPS if self.device == "cuda" else CPU_FLOPS_PER_CORE * self.cores
+        return usual if self.speed is None else self.speed
 
     def elements(self, dimensions: int, parameters: int = 0) -> float:
         """Feature-map elements of one image that fit into memory at once, beside `parameters` that nnU-Net does not
@@ -84,6 +93,8 @@ class Sized:
     patches: float
     notes: tuple[str, ...]
     hurried: bool = False  # the time, not memory, set the patch
+    flops: float = 0.0  # of one patch
+    wanted: int = 0  # patches that such a network should see
 
     @property
     def steps(self) -> float:
@@ -98,13 +109,13 @@ def size_segmentation(
 
     `volume` is the median case in three dimensions. Raises RecipeError where nothing fits into memory.
     """
-    shape = Shape.of(recipe, grid, channels, outputs)
+    shape = replace(Shape.of(recipe, grid, channels, outputs), most_levels=budget.levels)
     chosen: _Candidate | None = None
     patches, affordable, largest = math.inf, False, 0
     for chosen in _candidates(recipe, shape, budget):
         largest = max(largest, math.prod(chosen.topology.patch))
         patches = budget.patches(chosen.flops)
-        affordable = patches >= chosen.wanted
+        affordable = patches >= max(chosen.wanted, budget.least)
         if affordable:
             break
     if chosen is None:
@@ -117,7 +128,7 @@ def size_segmentation(
     if covered < 0.25:
         notes.append(f"the patch shows {covered:.0%} of the median case; a coarser preprocess.spacing shows more of it")
     hurried = not affordable or math.prod(chosen.topology.patch) < largest
-    return Sized(chosen.topology, chosen.features, batch, patches, tuple(notes), hurried)
+    return Sized(chosen.topology, chosen.features, batch, patches, tuple(notes), hurried, chosen.flops, chosen.wanted)
 
 
 def size_classification(
@@ -145,7 +156,8 @@ def size_classification(
     epochs = patches / max(1, cases)
     seen = "" if math.isinf(patches) else f", about {epochs:.0f} epochs in the time"
     why = "its own" if shape.own else f"the widest that sees {WANTED_EPOCHS} epochs"
-    return Sized(topology, features, batch, patches, (f"features {_dash(features)}: {why}{seen}; batch {batch}",))
+    told = f"features {_dash(features)}: {why}{seen}; batch {batch}"
+    return Sized(topology, features, batch, patches, (told,), flops=cost.flops, wanted=wanted)
 
 
 def _doubled(topology: Topology) -> list[tuple[int, ...]]:

@@ -26,6 +26,7 @@ from models.recipe.labels import MOST_REGIONS
 from models.recipe.losses import chosen_loss
 from tasks.preprocess import generative, patients
 from tasks.preprocess.budget import Budget, Sized, size_classification, size_segmentation
+from tasks.preprocess.fitting import Fitting, Measure
 from tasks.preprocess.grids import Device, Grid, choose_grid, choose_size, median_shape
 from tasks.preprocess.rarity import class_weights
 from tasks.preprocess.resolution import Planned, resolved
@@ -62,18 +63,21 @@ def make_plan(
     cores: int | None = None,
     series: Sequence[int] = (),
     variables: tuple[VariablePlan, ...] = (),
+    measure: Measure | None = None,
 ) -> Plan:
     """Every number that preparing, training and applying need; `notes` say why.
 
     `device` is where training runs (`cpu` or `cuda…`), `cores` how many of its CPUs (default: all); `series`, where
-    patients are the cases, how many each training patient has. Raises RecipeError where the recipe cannot be carried
+    patients are the cases, how many each training patient has. With `measure`, and minutes for a budget, the plan is
+    cut to what steps of the measured length can train. Raises RecipeError where the recipe cannot be carried
     out: what to change is in its hint.
     """
     kind: Device = "cuda" if device.startswith("cuda") else "cpu"
     grid = choose_grid(recipe, fingerprint, kind)
     budget = patients.shared(_of_a_fold(Budget.of(recipe, memory_gb, kind, cores), recipe), series)
     planner = Planner(recipe, fingerprint, classes, tuple(series), variables)
-    return resolved(recipe, fingerprint, grid, budget, planner.plan)
+    fitting = Fitting(recipe, planner.plan, measure, cases=len(series) or len(fingerprint.cases))
+    return resolved(recipe, fingerprint, grid, budget, planner.plan, fitting.fit)
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,21 @@ class PlanStage(Protocol):
         ...
 
 
-def resolved(recipe: Recipe, fingerprint: Fingerprint, grid: Grid, budget: Budget, stage: PlanStage) -> Plan:
-    """The plan at the resolution that the recipe asks for, or that the cases need. Raises RecipeError."""
+class FitStage(Protocol):
+    """Cuts a stage to what its budget can train."""
+
+    def __call__(self, planned: Planned, budget: Budget, *, told: bool = False) -> Planned:
+        """The stage, or a smaller one."""
+        ...
+
+
+def resolved(
+    recipe: Recipe, fingerprint: Fingerprint, grid: Grid, budget: Budget, stage: PlanStage, fit: FitStage
+) -> Plan:
+    """The plan at the resolution that the recipe asks for, or that the cases need. Raises RecipeError.
+
+    Its stages are shaped by `stage`, and once they are settled cut by `fit`.
+    """
     wish = recipe.network.resolution
     able = recipe.segments and grid.dimensions == 3
     if not able and wish in ("low", "cascade"):
@@ -68,18 +81,20 @@ def resolved(recipe: Recipe, fingerprint: Fingerprint, grid: Grid, budget: Budge
     half = budget if budget.seconds is None else replace(budget, seconds=budget.seconds / 2)
     if wish == "cascade":
         second = stage(grid, half, told=True)
-        return _cascade(coarser(fingerprint, second, half, stage), second)
+        first = coarser(fingerprint, second, half, stage)
+        return _cascade(fit(first, half), fit(second, half, told=True))
     full = stage(grid, budget)
     if wish == "low":
-        coarse = coarser(fingerprint, full, budget, stage)
+        coarse = fit(coarser(fingerprint, full, budget, stage), budget)
         notes = (*coarse.plan.notes, _coarsened(coarse, full))
         return coarse.plan.model_copy(update={"resolution": "low", "notes": notes})
     if not able or wish == "full" or full.covered >= COVERED or recipe.start.source == "pretraining":
-        return full.plan
+        return fit(full, budget).plan
     stages = None if full.sized.hurried else _both(fingerprint, full, half, stage)
     if stages is None:
-        return full.plan.model_copy(update={"notes": (*full.plan.notes, _TOO_SHORT)})
-    return _cascade(*stages)
+        plan = fit(full, budget).plan
+        return plan.model_copy(update={"notes": (*plan.notes, _TOO_SHORT)})
+    return _cascade(fit(stages[0], half), fit(stages[1], half, told=True))
 
 
 def coarser(fingerprint: Fingerprint, full: Planned, budget: Budget, stage: PlanStage) -> Planned:

@@ -43,6 +43,7 @@ class Shape:
     grid: Grid
     channels: int
     outputs: int
+    most_levels: int = ANY_LEVELS
 
     @classmethod
     def of(cls, recipe: Recipe, grid: Grid, channels: int, outputs: int) -> Shape:
@@ -68,7 +69,7 @@ class Shape:
     @property
     def levels(self) -> int:
         """As many as the widths, or as the patch bears."""
-        return len(self.widths[0]) if self.widths else ANY_LEVELS
+        return len(self.widths[0]) if self.widths else self.most_levels
 
     def first(self, patch: IntTriple | Literal["auto"]) -> Topology:
         """Of the recipe's patch, or of the largest that is worth trying."""
@@ -83,7 +84,7 @@ class Shape:
         if self._strides:
             return _fixed(patch, self._strides, self.grid.dimensions)
         found = pooled(self.grid.spacing, patch, self.grid.dimensions, self.levels)
-        return relevelled(found, self.levels) if found.levels < self.levels < ANY_LEVELS else found
+        return relevelled(found, self.levels) if self.widths and found.levels < self.levels else found
 
     def smaller(self, topology: Topology) -> Topology | None:
         """One step smaller along the axis that covers most of the median case; None where nothing is left to take."""
@@ -107,7 +108,7 @@ class Shape:
             least = LEAST_TOKENS[dims] if self.entry is not None and self.entry.positions else LEAST_EDGE
             return _without_the_first(size, self._strides, dims, least)
         found = classifier_topology(size, dims)
-        return relevelled(found, self.levels) if self.levels < ANY_LEVELS else found
+        return relevelled(found, self.levels) if self.widths else found
 
     def cost(self, topology: Topology, features: Sequence[int]) -> Cost:
         """Of one training step on one patch."""

@@ -19,6 +19,7 @@ from models.recipe import Recipe
 from models.refs import DatasetRef, PackageRef, PlanRef, PreparedRef
 from tasks.imaging.device import choose_device
 from tasks.preprocess.cluster import compute_client
+from tasks.preprocess.dryrun import step_seconds
 from tasks.preprocess.nights import plan_of_the_night, read_before
 from tasks.preprocess.patients import series_of
 from tasks.preprocess.plan import make_plan
@@ -72,6 +73,7 @@ def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef, champion: Pac
         device=str(device),
         series=series_of(recipe, dataset.split("train")),
         variables=plan_variables(recipe.clinical.variables, dataset.split("train")),
+        measure=partial(step_seconds, device=device),
     )
     plan = plan_of_the_night(
         recipe, dataset, seen.fingerprint, read_before(stores, following) if following else None, anew
