@@ -158,7 +158,8 @@ def test_a_fetched_package_is_the_one_that_was_registered(registry: Registry, tm
     folder = registry.fetch("fetched", "champion", tmp_path / "into")
     assert ModelPackage.parse((folder / "package.json").read_text()) == package
     assert (folder / WEIGHTS_FILE).read_bytes() == (tmp_path / "p" / WEIGHTS_FILE).read_bytes()
-    assert sorted(p.name for p in folder.iterdir()) == ["card.md", "package.json", "weights.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["card.json", "card.md", "package.json", "weights.safetensors"]
+    assert (folder / "card.json").read_text() == '{"format": 1}'
     assert registry.fetch("fetched", "1", tmp_path / "into") == folder
 
 
