@@ -9,20 +9,24 @@ from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
 
-from flows.thumbnails import thumbnail
+from flows.health import mlflow_page
+from flows.thumbnails import chosen, thumbnail
 from flows.views import PREDICTION_COLUMNS, predictions_told
 from models.evaluation import Evaluation
 from models.plan import Plan
 from models.refs import AnalysisRef, DatasetRef, EvaluationRef, PlanRef
 from models.registration import Registered
+from models.settings import Settings
 from tasks.deliver.door import Delivered
 from tasks.receive.door import Opened
+from tasks.stores.evaluations import report_files
 from tasks.stores.house import Stores
 from tasks.stores.tables import AnalysisRow, PlanRow
 
@@ -55,16 +59,29 @@ def show_plan(stores: Stores, ref: PlanRef) -> None:
 
 
 def show_evaluation(stores: Stores, ref: EvaluationRef, registered: Registered, report: Path) -> None:
-    """The figures, the decision, the report's pictures (inline: no file server is needed) and where to read more."""
+    """The figures, the decision, a few of the report's pictures (inline: no file server is needed), and links."""
     evaluation = stores.evaluations.read(ref.key)
     show_table("evaluation", f"{registered.name} on {evaluation.n_patients} test patients", figures(evaluation))
-    pictures = "\n\n".join(f"**{p.title}**\n\n![{p.alt}]({p.data_uri})" for p in stores.evaluations.pictures(ref.key))
+    title = f"{registered.name} version {registered.version}: {registered.action}"
+    site = mlflow_page(Settings.load())
+    run = f"{site}/{registered.run_page}"
+    page = f"{run}/artifacts/report/{report.name}"
+    create_link_artifact(key="report-page", link=page, link_text=f"Report on {registered.name}", description=title)
+    every = stores.evaluations.pictures(ref.key)
+    shown = chosen(every)
+    pictures = "\n\n".join(f"**{p.title}**\n\n![{p.alt}]({p.data_uri})" for p in shown)
     told = "\n".join(f"- {reason}" for reason in registered.reasons)
-    links = f"Report: `{report}`\n\nMLflow: `{registered.page}`, run `{registered.run_page}`"
+    files = ", ".join(f"`{file.name}`" for file in report_files(report))
+    links = (
+        f"{files} lie in `{report.parent}` and with [the run in MLflow]({run}); "
+        f"[the report]({page}) opens there, [the version]({site}/{registered.page}) too."
+    )
+    rest = len(every) - len(shown)
+    more = f"\n\n{rest} further picture{'s are' if rest > 1 else ' is'} in the report." if rest else ""
     create_markdown_artifact(
         key="report",
-        description=f"{registered.name} version {registered.version}: {registered.action}",
-        markdown=f"## Version {registered.version}: {registered.action}\n\n{told}\n\n{links}\n\n{pictures}",
+        description=title,
+        markdown=f"## Version {registered.version}: {registered.action}\n\n{told}\n\n{links}\n\n{pictures}{more}",
     )
 
 

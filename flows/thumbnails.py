@@ -1,18 +1,23 @@
-"""What a prediction found, as a small picture that a page can hold without a file server."""
+"""Small pictures that a page can hold without a file server: of what a prediction found, and of an evaluation."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
+from models.evaluation import Picture
 from tasks.imaging.montage import montage, spread
 from tasks.stores.house import Stores
 from tasks.stores.tables import PredictionRow
 
 _INSIDE = 127
 _SLICES = 4
+_ALIKE = 2  # the best and the median case, say: further ones are in the report
+_LARGEST, _ALL = 400_000, 1_500_000  # bytes: the page is sent whole, and kept in the server's database
 
 
 def thumbnail(stores: Stores, prediction: str) -> str | None:
@@ -31,3 +36,16 @@ def thumbnail(stores: Stores, prediction: str) -> str | None:
     sheet = montage(slices, structures, mask.geometry.spacing[1:], str(volume.about["unit"]))
     sheet.save(picture, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(picture.getvalue()).decode()
+
+
+def chosen(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
+    """Those of an evaluation that a page can hold: two of a kind (`overlays-…`) at most, none very large."""
+    alike: Counter[str] = Counter()
+    taken, size = [], 0
+    for picture in pictures:
+        kind, length = picture.name.partition("-")[0], len(picture.data)
+        if length <= _LARGEST and size + length <= _ALL and alike[kind] < _ALIKE:
+            alike[kind] += 1
+            taken.append(picture)
+            size += length
+    return tuple(taken)
