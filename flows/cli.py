@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands.data import clinical, dataset, labels
+from flows.commands.lineage import lineage
 from flows.commands.models import models
 from flows.commands.processes import running
 from flows.commands.shared import Name, Paths, RecipePath, ready, recipe_at, served, stores_of
+from flows.commands.watching import drift, suggest
 
 if TYPE_CHECKING:
     from models.registration import Night
@@ -28,6 +30,7 @@ app.add_typer(clinical, name="clinical")
 app.add_typer(dataset, name="dataset")
 app.add_typer(models, name="models")
 app.add_typer(running, name="run")
+app.command()(lineage)
 
 
 def main() -> None:
@@ -227,6 +230,10 @@ def demo(
     table("Set aside", QUARANTINE_COLUMNS, quarantine(stores))
     table("A study that arrived afterwards", PREDICTION_COLUMNS, predictions_told(stores, shown.predictions))
     _tell(settings, shown.night)
+
+
+app.command()(drift)
+app.command()(suggest)
 
 
 def _tell(settings: Settings, night: Night) -> None:

@@ -41,6 +41,18 @@ class DatasetStore:
                 self.place.publish(folder, key)
         return DatasetRef.to(key)
 
+    def members(self, key: str) -> tuple[frozenset[str], frozenset[str]]:
+        """The volumes (those beside others too) and the labels in a dataset, and nothing else of it.
+
+        Raises NotFoundError, IntegrityError.
+        """
+        try:
+            frame = pd.read_parquet(self.place.local(key) / ROWS, columns=["volume", "label", "channels"])
+        except (OSError, ValueError, KeyError) as error:
+            raise _damaged(key, f"cannot be read ({type(error).__name__})") from error
+        beside = (str(volume) for told in frame["channels"] for volume in told if volume)
+        return frozenset(map(str, frame["volume"])).union(beside), frozenset(map(str, frame["label"]))
+
     def read(self, key: str) -> Dataset:
         """The dataset. Raises NotFoundError; IntegrityError where what is stored is not what was published."""
         folder = self.place.local(key)
