@@ -19,7 +19,7 @@ from models.geometry import Geometry
 from tasks.imaging.ensemble import Part, Together
 from tasks.imaging.predictor import Predictor
 from tasks.imaging.prepare import prepare_image
-from tasks.imaging.saliency import Float32, alike, answers, gradient_maps, occlusion, peaked, shuffled
+from tasks.imaging.saliency import Float32, alike, answers, gradient_maps, has_places, occlusion, peaked, shuffled
 
 Method = Literal["grad-cam", "guided-grad-cam", "occlusion"]
 
@@ -74,7 +74,7 @@ class Explainer:
     """Explains what a classifying package says.
 
     Of networks that see differently prepared images the weightiest are explained. `reason` says why there is no
-    Grad-CAM; it is empty where there is one.
+    Grad-CAM; it is empty where there is one, and known for good once a case has been explained.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -103,6 +103,8 @@ class Explainer:
         among = (images, series) if self.plan.of == "patient" else None
         image = (images[series] if among else images)[None]
         members = [(self._asked(network, case.clinical, among), share) for network, share in _members(self.part)]
+        if not self.reason and not has_places(members[0][0], image):
+            self.reason = "the last map of so small an image has a single voxel"
         maps = self._maps(members, image, target, self.methods)
         # Where there is Grad-CAM, occlusion would cost most of all and tell the least: it asks the model itself.
         checked = [m for m in self.methods if (m != "occlusion" or self.reason) and np.ptp(maps[m]) > 0]

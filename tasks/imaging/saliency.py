@@ -87,28 +87,16 @@ def spatial_layer(network: nn.Module, image: Tensor) -> str:
 
     Modules that are used more than once do not count: of which use is what the hooks see?
     """
-    found: list[tuple[str, int]] = []
-
-    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        def seen(_: nn.Module, __: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == image.ndim and len(output) == len(image):
-                found.append((name, max(output.shape[2:])))
-
-        return seen
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name]
-    try:
-        with torch.no_grad():
-            network(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    uses = Counter(name for name, _ in found)
-    once = [(name, longest) for name, longest in found if uses[name] == 1]
-    most = max((longest for _, longest in once), default=0)
+    sizes = _map_sizes(network, image)
+    most = max(sizes.values(), default=0)
     if most < 2:
         raise ValueError("no module of the network gives a map with places")
-    return [name for name, longest in once if longest >= min(_LEAST, most)][-1]
+    return [name for name, longest in sizes.items() if longest >= min(_LEAST, most)][-1]
+
+
+def has_places(network: nn.Module, image: Tensor) -> bool:
+    """Whether there is a `spatial_layer`."""
+    return max(_map_sizes(network, image).values(), default=0) > 1
 
 
 def shuffled(network: nn.Module, seed: int) -> nn.Module:
@@ -141,6 +129,28 @@ def alike(one: Float32, other: Float32) -> float:
     step = max(1, one.size // _COMPARED)
     a, b = one.ravel()[::step], other.ravel()[::step]
     return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)
+
+
+def _map_sizes(network: nn.Module, image: Tensor) -> dict[str, int]:
+    """By name, in the order of use: voxels along the longest axis of the map that a module gives."""
+    found: list[tuple[str, int]] = []
+
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        def seen(_: nn.Module, __: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == image.ndim and len(output) == len(image):
+                found.append((name, max(output.shape[2:])))
+
+        return seen
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name]
+    try:
+        with torch.no_grad():
+            network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    uses = Counter(name for name, _ in found)
+    return {name: longest for name, longest in found if uses[name] == 1}
 
 
 class _Guided(nn.Module):

@@ -13,10 +13,11 @@ from models.dataset import Dataset, DatasetRow
 from models.evaluation import Comparison, Evaluation
 from models.package import ModelPackage
 from models.schemas import CASE_METRICS_CLASSIFICATION, check
-from tasks.evaluate import classification
+from tasks.evaluate import classification, pictures
 from tasks.evaluate.classification import evaluate_classification
 from tasks.evaluate.comparison import compare_classification
 from tasks.evaluate.cost import Stopwatch
+from tasks.evaluate.explaining import Images, chosen, saliency_pictures
 from tasks.evaluate.figures import Figures
 from tasks.evaluate.judging import Judged, image_of
 from tasks.imaging.predictor import Predictor
@@ -40,7 +41,7 @@ def judge(
     first = [series[0] for series in cases]
     asked, several = package.recipe.evaluate, package.plan.several
     given = None if asked.threshold == "auto" else float(asked.threshold)
-    evaluation, frame, pictures = evaluate_classification(
+    evaluation, frame, shown = evaluate_classification(
         [row.patient for row in first],
         [row.volume for row in first],
         [row.classes if several else row.target for row in first],
@@ -54,7 +55,14 @@ def judge(
         bootstrap=asked.bootstrap,
     )
     table = check(frame, CASE_METRICS_CLASSIFICATION, where="evaluation")
-    return Judged(evaluation, table, tuple(pictures), tuple(timed.seconds))
+
+    def images(place: int) -> tuple[Images, Sequence[str]]:
+        volumes = [image_of(stores, package, row) for row in cases[place]]
+        return [(volume.array, volume.geometry) for volume in volumes], cases[place][0].clinical
+
+    explained = chosen(table, package.plan, dataset.classes, asked.explained)
+    more = [pictures.probabilities(table, dataset.classes), *saliency_pictures(predictor, explained, images)]
+    return Judged(evaluation, table, (*shown, *more), tuple(timed.seconds))
 
 
 def figures(cases: pd.DataFrame, evaluation: Evaluation) -> Figures:

@@ -30,7 +30,7 @@ def overlays(
     order = sorted(range(len(cases)), key=lambda i: (-cases[i].dice, cases[i].case))
     picks = _ranks(order)
     if doubts and len(cases) > 1:
-        picks["Uncertain"] = max(range(len(cases)), key=lambda i: (doubts[i], cases[i].case))
+        picks["Uncertain"] = max(range(len(cases)), key=lambda i: doubts[i])
     made = []
     for rank, index in picks.items():
         told = f"Dice {cases[index].dice:.3f}"

@@ -67,6 +67,8 @@ def test_regions_that_overlap_are_learnt_judged_and_told_each_by_itself(stores: 
         judged = judge_for("segmentation")(stores, package, predictor, dataset, dataset.rows, running)
     assert judged.evaluation.of("dice", "left").value > 0.8
     assert judged.evaluation.of("dice", "right").value > 0.8
+    names = {picture.name for picture in judged.pictures}
+    assert {"overlays-uncertain", "uncertainty", "bland-altman-left", "bland-altman-right"} <= names
     same = comparison_for("segmentation")(judged.cases, judged.cases, judged.evaluation, judged.evaluation)
     assert same.primary_difference.value == 0
 
@@ -107,6 +109,10 @@ def test_images_that_show_several_classes_are_learnt_judged_and_called(stores: S
     assert found.of("auc", "top").value > 0.95
     assert found.thresholds == pytest.approx(package.thresholds)
     assert (found.confusion, found.threshold, found.positive) == (None, None, None)
+    names = [picture.name for picture in judged.pictures]
+    assert "distributions" in names
+    assert sum(name.startswith("saliency-") for name in names) == package.recipe.evaluate.explained
+    assert len(set(names)) == len(names)
     same = comparison_for("classification")(judged.cases, judged.cases, found, found)
     assert same.primary_difference.value == 0
 
