@@ -46,7 +46,7 @@ bootstrap = 100
 explained = 2
 """
 VENDORS = ("Siemens", "GE", "Philips")
-HIPPOCAMPI, CHESTS, SARCOMAS = 18, 60, 7
+HIPPOCAMPI, CHESTS, SARCOMAS = 18, 48, 7
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Told:
 
     page: Path
     evaluation: EvaluationRef
+    run_id: str
 
     @property
     def report(self) -> Report:
@@ -130,7 +131,7 @@ def night(stores: Stores, recipe: Recipe, before: EvaluationRef | None = None) -
     evaluation = evaluate_package(stores, package, dataset)
     comparison = compare(stores, before, evaluation) if before else None
     registered = register(stores, package, evaluation, before, comparison)
-    return Told(write(stores, evaluation, before, registered), evaluation)
+    return Told(write(stores, evaluation, before, registered), evaluation, registered.run_id)
 
 
 def _learnt(stores: Stores, recipe: Recipe, dataset: DatasetRef) -> PackageRef:

@@ -15,6 +15,7 @@ import torch
 from models.report import Report
 from tasks.evaluate.reporting.metrics import metric_of, span
 from tasks.preprocess import stored
+from tasks.stores.evaluations import report_files
 from tasks.stores.house import Stores
 from tests.pages import nights
 from tests.pages.chromium import Tab, a_tab
@@ -174,3 +175,10 @@ def test_the_second_night_is_told_beside_the_first(told: dict[str, Told]) -> Non
     sizes = [m for m in report.data.measures if m.unit == "mL"]
     assert [set(m.splits) for m in sizes] == [{"train", "test"}] * 2
     assert all(0.3 < spread.median < 5 for m in sizes for spread in m.splits.values())
+
+
+def test_it_is_kept_in_mlflow_with_what_lies_beside_it(stores: Stores, told: dict[str, Told]) -> None:
+    kept = told["pneumonia"]
+    stores.registry.attach_report(kept.run_id, *report_files(kept.page))
+    files = {artifact.path for artifact in stores.registry._client.list_artifacts(kept.run_id, "report")}
+    assert files == {f"report/{name}" for name in ("report.html", "report.json", "cases.parquet")}
