@@ -96,15 +96,21 @@ def told(ds: Dataset, **elements: str) -> Dataset:
     return ds
 
 
+def a_reader(folder: Path) -> Reader:
+    """Before a study with our liver and lesion in it, delivered."""
+    installation = Installation(stores_at(folder / "home"))
+    slices = write_study(folder / "study")
+    analysis = installation.analysed(folder / "study")
+    (ours,) = deliver(installation, analysis)
+    return Reader(installation, folder, slices, analysis, ours)
+
+
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
-    """Before a study with our liver and lesion in it, delivered."""
-    installation = Installation(stores_at(tmp_path / "home"))
-    slices = write_study(tmp_path / "study")
-    analysis = installation.analysed(tmp_path / "study")
-    (ours,) = deliver(installation, analysis)
-    yield Reader(installation, tmp_path, slices, analysis, ours)
-    installation.stores.catalog.close()
+    """In an installation of their own."""
+    made = a_reader(tmp_path)
+    yield made
+    made.installation.stores.catalog.close()
 
 
 def deliver(installation: Installation, analysis: AnalysisRef) -> list[Dataset]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -110,29 +112,15 @@ def test_every_model_that_spoke_of_the_image_is_scored(reader: Reader) -> None:
     shadow = installation.package(recipe="[split]\ntrain = 0.5\nvalidation = 0.1\ntest = 0.4")
     drawn = {name: (lambda shape: np.ones(shape, np.bool_)) for name in ("liver", "lesion")}
     key = installation.segment(shadow, reader.volume, drawn)
-    reader.corrections(reader.send(reader.correct(np.zeros_like(_first(reader)) + _first(reader))))
+    said = installation.row(reader.analysis).predictions[0]
+    mask = installation.stores.volumes.open_mask(said).read()
+    reader.corrections(reader.send(reader.correct(np.moveaxis(mask.occupancy > 127, 0, -1).astype(np.uint8))))
     found = {row.prediction: row.how for row in rows(reader)}
     assert found.pop(key) == "same-image"
     assert list(found.values()) == ["referenced"]
 
 
-def _first(reader: Reader) -> np.ndarray:
-    mask = reader.installation.stores.volumes.open_mask(
-        next(s["prediction"] for s in _said(reader) if s["package"] == reader.installation.row(reader.analysis).package)
-    ).read()
-    return np.moveaxis(mask.occupancy > 127, 0, -1).astype(np.uint8)
-
-
-def _said(reader: Reader) -> list[dict[str, str]]:
-    from tasks.stores.tables import PredictionRow
-
-    found = reader.installation.stores.catalog.find(PredictionRow)
-    return [{"prediction": row.prediction, "package": row.package} for row in found]
-
-
 def test_a_lost_mask_is_set_aside_and_the_rest_goes_on(reader: Reader) -> None:
-    import shutil
-
     outcomes = reader.send(reader.correct(reader.drawn()))
     stores = reader.installation.stores
     shutil.rmtree(stores.volumes.place.local(reader.prediction.prediction))

@@ -553,6 +553,21 @@ def test_a_shadow_is_never_delivered(post: Post) -> None:
     assert post.stores.catalog.count(OutboxRow) == 0
 
 
+def test_what_was_told_of_an_earlier_version_is_not_told_again(post: Post) -> None:
+    """A correction makes a new version of its study: whoever drew it does not want the uncorrected one once more."""
+    there = Destination(name="there", kind="folder", path=post.folder / "out")
+    new = Destination(name="new", kind="folder", path=post.folder / "new")
+    row = Installation(post.stores).row(post.analysis)
+    enqueue(post.stores, post.analysis, [there])
+    later = Installation(post.stores).analysis(row.package, row.predictions, row.study, version="2")
+    assert enqueue(post.stores, later, [there]) == ()
+    assert len(enqueue(post.stores, later, [there, new])) == 1, "a destination that was never told"
+    assert len(enqueue(post.stores, post.analysis, [there])) == 1, "the first one is still on its way"
+    # Of what was refused, and of what is new, it is told.
+    post.stores.catalog.change(DeliveryRow, DeliveryRow.destination == "there", state="refused")
+    assert len(enqueue(post.stores, later, [there])) == 1
+
+
 def test_one_destination_that_is_away_does_not_hold_up_another(post: Post) -> None:
     away = Destination(name="away", kind="folder", path=post.folder / "mount" / "out")
     there = Destination(name="there", kind="folder", path=post.folder / "out")

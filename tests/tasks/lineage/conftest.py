@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
@@ -24,7 +26,7 @@ from tasks.stores.tables import (
     PackageRow,
     PlanRow,
 )
-from tests.tasks.correct.conftest import Reader, reader  # noqa: F401 - a fixture
+from tests.tasks.correct.conftest import a_reader
 from tests.tasks.deliver.installation import CODES
 
 RECIPE = f'name = "liver"\nkind = "segmentation"\n[images]\nmodality = "CT"\n[labels]\nsource = "SEG"\n{CODES}'
@@ -40,9 +42,25 @@ class Round:
     corrected: Dataset
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Round]:
+    """To be looked at."""
+    made = a_round(tmp_path_factory.mktemp("round"))
+    yield made
+    made.stores.catalog.close()
+
+
 @pytest.fixture
-def whole(reader: Reader) -> Round:  # noqa: F811
+def own(tmp_path: Path) -> Iterator[Round]:
+    """To be added to."""
+    made = a_round(tmp_path)
+    yield made
+    made.stores.catalog.close()
+
+
+def a_round(folder: Path) -> Round:
     """What was predicted, delivered, corrected and learnt from."""
+    reader = a_reader(folder)
     stores = reader.installation.stores
     analysis = reader.installation.row(reader.analysis)
     corrected = reader.correct(reader.drawn())

@@ -84,15 +84,18 @@ def test_models_by_name_and_version(whole: Round) -> None:
     assert "7, 8" in str(raised.value.hint)
 
 
-def test_what_is_unknown_or_means_several_is_told(whole: Round) -> None:
+def test_what_is_unknown_is_told_with_what_to_do(whole: Round) -> None:
     for what in ("nothing-like-it", "1.2.840.99999.1.2.3", "feedfacefeedface"):
         with pytest.raises(NotFoundError) as raised:
             lineage(whole.stores, what)
         assert raised.value.hint
+
+
+def test_the_beginning_of_several_keys_lists_them(own: Round) -> None:
     for n in range(2):
-        whole.stores.catalog.add(LabelRow(label=f"abcd{n}", patient=whole.keys["patient"], source="CSV"))
+        own.stores.catalog.add(LabelRow(label=f"abcd{n}", patient=own.keys["patient"], source="CSV"))
     with pytest.raises(NotFoundError, match="label abcd0, label abcd1") as several:
-        lineage(whole.stores, "abcd")
+        lineage(own.stores, "abcd")
     assert several.value.reason == "ambiguous"
 
 
@@ -109,18 +112,18 @@ def crowd(whole: Round, count: int) -> None:
         )
 
 
-def test_many_are_counted_and_all_of_them_are_there_if_asked(whole: Round) -> None:
-    crowd(whole, 40)
-    found = lineage(whole.stores, whole.keys["study"])
+def test_many_are_counted_and_all_of_them_are_there_if_asked(own: Round) -> None:
+    crowd(own, 40)
+    found = lineage(own.stores, own.keys["study"])
     study = found.by_name[found.root]
     assert len([name for name in study.down if name.kind == "series"]) == NEAREST
     assert study.more_down["series"] == 41 - NEAREST
-    every = lineage(whole.stores, whole.keys["study"], complete=True)
+    every = lineage(own.stores, own.keys["study"], complete=True)
     assert len([name for name in every.by_name[every.root].down if name.kind == "series"]) == 41
     assert not any(node.more_up or node.more_down for node in every.nodes)
 
 
-def test_more_images_are_not_more_questions(whole: Round) -> None:
+def test_more_images_are_not_more_questions(own: Round) -> None:
     def asked() -> int:
         count = 0
 
@@ -128,21 +131,21 @@ def test_more_images_are_not_more_questions(whole: Round) -> None:
             nonlocal count
             count += 1
 
-        engine = whole.stores.catalog.engine
+        engine = own.stores.catalog.engine
         event.listen(engine, "before_cursor_execute", counted)
         try:
-            lineage(whole.stores, whole.keys["study"], complete=True)
+            lineage(own.stores, own.keys["study"], complete=True)
         finally:
             event.remove(engine, "before_cursor_execute", counted)
         return count
 
     before = asked()
-    crowd(whole, 60)
+    crowd(own, 60)
     assert asked() == before
 
 
-def test_a_study_that_never_became_an_image_has_a_lineage(whole: Round) -> None:
-    whole.stores.catalog.add(StudyRow(study="2.25.777", patient="P-AAAA"))
-    found = lineage(whole.stores, "2.25.777")
+def test_a_study_that_never_became_an_image_has_a_lineage(own: Round) -> None:
+    own.stores.catalog.add(StudyRow(study="2.25.777", patient="P-AAAA"))
+    found = lineage(own.stores, "2.25.777")
     assert kinds(found, "up") == {"patient"}
     assert kinds(found, "down") == set()
