@@ -6,7 +6,8 @@ plain (macro) mean. Where an image may show several classes, or none, each is ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,8 @@ from models.evaluation import (
     MetricSummary,
     Picture,
 )
-from tasks.evaluate import intervals, pictures
+from tasks.evaluate import bounds, intervals, pictures
+from tasks.evaluate.bounds import Bounds
 from tasks.evaluate.delong import delong_interval
 from tasks.evaluate.figures import Figures, Label, summaries
 from tasks.evaluate.intervals import SAMPLES, Floats, Statistic, mean_of_defined, ratio
@@ -226,9 +228,8 @@ def _chances(
 
 
 def _metrics(data: _Data, samples: int, seed: int) -> tuple[MetricSummary, ...]:
-    found, errors = _figures(data), _calibration_errors(data)
-    named = summaries(found.labels, found.drawn(samples=samples, seed=seed).intervals())
-    drawn = intervals.draw(errors, data.patients, samples=samples, seed=seed)
+    named = _figures(data).summaries(samples=samples, seed=seed)
+    drawn = intervals.draw(_calibration_errors(data), data.patients, samples=samples, seed=seed)
     rows = _rows(data)
     named += summaries([("ece", row) for row in rows], drawn.intervals(reflected=True))
     areas = [delong_interval(data.truth[:, k], data.probabilities[:, k], data.patients) for k in data.focus]
@@ -256,7 +257,31 @@ def _figures(data: _Data) -> Figures:
     each = np.full((len(data.cases), len(labels)), np.nan)
     for metric, values in zip(("accuracy", "brier"), _right_and_brier(data).T, strict=True):
         each[:, labels.index((metric, None))] = values
-    return Figures(tuple(labels), _statistic(data), tuple(data.patients), each)
+    statistic = _statistic(data)
+    values = dict(zip(labels, statistic(np.ones((1, len(data.cases))))[0].tolist(), strict=True))
+    closed = tuple(_closed(data, label, values) for label in labels)
+    return Figures(tuple(labels), statistic, tuple(data.patients), each, closed)
+
+
+def _closed(data: _Data, label: Label, values: Mapping[Label, float]) -> Bounds | None:
+    """Closed intervals of areas (Newcombe) and shares (Wilson); None of others, and of what is undefined."""
+    metric, name = label
+    if metric == "accuracy":
+        return bounds.wilson(values[label], len(set(data.patients)))
+    if metric not in PER_CLASS:
+        return None
+    if name is None and len(data.focus) > 1:
+        return bounds.mean_bounds([_closed(data, (metric, each), values) for each in data.names])
+    if not math.isfinite(values[label]):
+        return None
+    index = data.focus[0] if name is None else data.names.index(name)
+    real, called = data.truth[:, index], data.called[:, index]
+    if metric == "auc":
+        return bounds.mann_whitney(values[label], *(bounds.how_many(data.patients, side) for side in (real, ~real)))
+    among = {"sensitivity": real, "specificity": ~real, "precision": called}.get(metric)
+    if among is None or not among.any():
+        return None
+    return bounds.wilson(values[label], bounds.how_many(data.patients, among))
 
 
 def _rows(data: _Data) -> list[str | None]:

@@ -6,7 +6,7 @@ has no figure, and does not enter the mean over the classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Final
 
@@ -18,8 +18,9 @@ from models.errors import LabelError, NothingToDoError
 from models.evaluation import PRIMARY, Curve, Evaluation, LesionScore, MetricSummary, Picture
 from models.geometry import Geometry
 from models.recipe import Detection
-from tasks.evaluate import pictures
-from tasks.evaluate.figures import Figures, summaries
+from tasks.evaluate import bounds, pictures
+from tasks.evaluate.bounds import Bounds
+from tasks.evaluate.figures import Figures, Label
 from tasks.evaluate.intervals import SAMPLES, Floats, Statistic, mean_of_defined
 from tasks.imaging.detection import Lesions, box_iou, distances, match
 from tasks.imaging.froc import RATES, Marks, average_precision, curve, froc, from_confidence
@@ -185,7 +186,21 @@ def _figures(data: _Data, threshold: float) -> Figures:
     rows: list[str | None] = [None] if len(data.marks) == 1 else [None, *data.marks]
     labels = tuple((metric, row) for row in rows for metric in METRICS)
     none_each = np.full((len(data.patients), len(labels)), np.nan)
-    return Figures(labels, _statistic(data, threshold), tuple(data.patients), none_each)
+    statistic = _statistic(data, threshold)
+    values = dict(zip(labels, statistic(np.ones((1, len(data.patients))))[0].tolist(), strict=True))
+    closed = tuple(_closed(data, label, values) for label in labels)
+    return Figures(labels, statistic, tuple(data.patients), none_each, closed)
+
+
+def _closed(data: _Data, label: Label, values: Mapping[Label, float]) -> Bounds | None:
+    """Wilson's interval of sensitivities, of as many patients as have lesions; None of others."""
+    metric, name = label
+    if metric not in ("froc", "sensitivity"):
+        return None
+    if name is None and len(data.marks) > 1:
+        return bounds.mean_bounds([_closed(data, (metric, each), values) for each in data.marks])
+    there = data.marks[name or next(iter(data.marks))].lesions > 0
+    return bounds.wilson(values[label], bounds.how_many(data.patients, there)) if there.any() else None
 
 
 def _statistic(data: _Data, threshold: float) -> Statistic:
@@ -217,8 +232,7 @@ def _class_figures(marks: Marks, strata: Sequence[Marks], threshold: float) -> S
 
 
 def _metrics(data: _Data, threshold: float, samples: int, seed: int) -> tuple[MetricSummary, ...]:
-    told = _figures(data, threshold)
-    return summaries(told.labels, told.drawn(samples=samples, seed=seed).intervals())
+    return _figures(data, threshold).summaries(samples=samples, seed=seed)
 
 
 def _marks(rows: pd.DataFrame, places: dict[str, int]) -> Marks:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from models.errors import NothingToDoError
 from models.evaluation import Interval, MetricSummary
+from tasks.evaluate.bounds import Bounds, on_logit
 from tasks.evaluate.intervals import SAMPLES, Drawn, Floats, Statistic, draw
 
 Label = tuple[str, str | None]
@@ -17,17 +18,25 @@ Label = tuple[str, str | None]
 class Figures:
     """Figures of cases: `statistic`'s columns are named by `labels`, and its weights are of cases of `patients`.
 
-    `each` (cases, labels) has every case's own value of what is a mean over the cases, NaN elsewhere.
+    `each` (cases, labels) has every case's own value of what is a mean over the cases, NaN elsewhere. `closed` (a label
+    each, or nothing) marks areas and shares, with what stands in where resampling sees no spread (`bounds`).
     """
 
     labels: tuple[Label, ...]
     statistic: Statistic
     patients: tuple[str, ...]
     each: Floats
+    closed: tuple[Bounds | None, ...] = ()
 
     def drawn(self, *, samples: int = SAMPLES, seed: int = 0) -> Drawn:
         """On resamples of the patients."""
         return draw(self.statistic, self.patients, samples=samples, seed=seed)
+
+    def summaries(self, *, samples: int = SAMPLES, seed: int = 0) -> tuple[MetricSummary, ...]:
+        """With intervals, without what is undefined."""
+        drawn = self.drawn(samples=samples, seed=seed)
+        closed = self.closed or (None,) * len(self.labels)
+        return summaries(self.labels, list(map(on_logit, drawn.intervals(), drawn.resampled.T, closed)))
 
     def only(self, metrics: Collection[str], *, classes: bool = True) -> Figures:
         """Those of `metrics`; without `classes` those over all classes."""
@@ -38,6 +47,7 @@ class Figures:
             lambda weights: statistic(weights)[:, kept],
             self.patients,
             self.each[:, kept],
+            tuple(self.closed[i] for i in kept) if self.closed else (),
         )
 
     def since(self, old: Figures) -> Figures:

@@ -13,7 +13,7 @@ from models.evaluation import Evaluation, Subgroup
 from models.recipe import Evaluate, Kind
 from models.subgroups import ATTRIBUTES, Traits, grouped
 from tasks.evaluate.comparison import matched
-from tasks.evaluate.figures import Figures, summaries
+from tasks.evaluate.figures import Figures
 from tasks.evaluate.judging import FiguresOf
 from tasks.stores.clinical import any_table, characteristics
 from tasks.stores.house import Stores
@@ -84,13 +84,12 @@ def paired_subgroups(
 
 
 def _subgroup(attribute: str, group: str, figures: Figures, samples: int) -> Subgroup:
-    drawn = figures.drawn(samples=samples)
     return Subgroup(
         attribute=attribute,
         group=group,
-        n_patients=drawn.patients,
+        n_patients=len(set(figures.patients)),
         n_cases=len(figures.patients),
-        metrics=summaries(figures.labels, drawn.intervals()),
+        metrics=figures.summaries(samples=samples),
     )
 
 
