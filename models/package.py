@@ -21,6 +21,17 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Configuration(_Part):
+    """One of several that a training chose from, or two of them together: how good it was in cross-validation."""
+
+    names: tuple[str, ...]
+    metric: str
+    figure: float  # the folds' mean
+    folds: tuple[float, ...]
+    seconds: float  # that learning took
+    chosen: bool = False
+
+
 class TrainingRecord(_Part):
     """What the training was and cost."""
 
@@ -37,6 +48,7 @@ class TrainingRecord(_Part):
     history: tuple[tuple[int, float, float], ...] = ()  # (step, mean training loss since the last, validation metric)
     notes: tuple[str, ...] = ()
     folds: tuple[TrainingRecord, ...] = ()  # of each; the rest is then their sum or mean
+    configurations: tuple[Configuration, ...] = ()  # what was chosen from, the best first
     low: TrainingRecord | None = None  # of a cascade's first stage; steps, seconds and parameters are then the sum
 
 

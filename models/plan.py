@@ -254,10 +254,18 @@ class Plan(_Part):
     synthesis: Synthesis = Synthesis()
     resolution: Literal["full", "low"] = "full"
     low: Plan | None = None  # a cascade's first stage, whose segmentation this plan's network is told
+    candidates: tuple[Candidate, ...] = ()  # to be chosen from by cross-validation; this plan is then the first one's
     unlabelled: tuple[tuple[str, ...], ...] = ()  # pretraining's further cases: each one's volumes, the reference first
     made_for: str = ""  # the dataset that it was made for, where it was kept from an earlier night
     drift: tuple[Drift, ...] = ()  # of the training cases from those that the champion's plan was made for
     notes: tuple[str, ...] = ()  # what was decided and why, for the report
+
+    @property
+    def grids(self) -> tuple[PreparePlan, ...]:
+        """What cases are prepared by: each stage's way, of each candidate, once."""
+        plans = [candidate.plan for candidate in self.candidates] or [self]
+        ways = [stage.prepare for plan in plans for stage in (plan, plan.low) if stage is not None]
+        return tuple({way.key: way for way in ways}.values())
 
     @property
     def segments(self) -> bool:
@@ -293,6 +301,7 @@ class Plan(_Part):
             *([("a case", "all series of a patient")] if self.of == "patient" else []),
             ("network", f"{n.name} {n.dimensions}-D, features {'-'.join(map(str, n.features))}"),
             *self._stages(),
+            *([("chosen from", ", ".join(one.name for one in self.candidates))] if self.candidates else []),
             ("spacing (z, y, x) mm", " × ".join(f"{s:.3g}" for s in p.spacing) if p.spacing else "as it is"),
             ("size", " × ".join(map(str, p.size)) if p.size else "as it is"),
             ("normalisation", ", ".join(c.scheme for c in p.normalisation)),
@@ -311,3 +320,13 @@ class Plan(_Part):
         spacing, patch = self.low.prepare.spacing or (), self.low.train.patch_size
         first = f"{' × '.join(f'{s:.3g}' for s in spacing)} mm, patch {' × '.join(map(str, patch))}"
         return [("resolution", "cascade: low, then full"), ("first stage", first)]
+
+
+class Candidate(_Part):
+    """One of several configurations that a training chooses from."""
+
+    name: str
+    plan: Plan
+
+
+Plan.model_rebuild()

@@ -128,7 +128,7 @@ class Recipe(Part):
             raise ValueError("clinical and synthetic are for a classification")
         if self.kind == "synthesis" and self.start.source != "scratch":
             raise ValueError("start.source: a synthesis learns from scratch alone")
-        if why := _unresolved(self):
+        if why := _unresolved(self) or _unselectable(self):
             raise ValueError(why)
         if why := misfit(self):
             raise ValueError(why)
@@ -195,6 +195,24 @@ def _unresolved(recipe: Recipe) -> str | None:
         return f'network.resolution: "{wish}" is for three dimensions: write "auto", or network.dimensions = 3'
     if wish == "cascade" and recipe.start.source == "pretraining":
         return 'network.resolution: a cascade has two grids, pretraining one: write "full" or "low"'
+    return None
+
+
+def _unselectable(recipe: Recipe) -> str | None:
+    """Why the recipe cannot choose among configurations, and what to write instead."""
+    if not recipe.network.select:
+        return None
+    if not recipe.segments and (recipe.kind != "classification" or recipe.labels.of == "patient"):
+        return "network.select: for segmentations, and classifications of images: name one network.name"
+    if recipe.train.folds < 2:
+        return "network.select: configurations are compared by cross-validation: write train.folds = 5, at least 2"
+    if recipe.start.source != "scratch":
+        return (
+            "network.select: each configuration starts from scratch: leave start.source out, or name one network.name"
+        )
+    for name, network in recipe.network.candidates().items():
+        if why := _unresolved(recipe.model_copy(update={"network": network})):
+            return f"network.select: {name}: {why}"
     return None
 
 

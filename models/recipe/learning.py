@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from models.recipe.base import Auto, Part, Share, Size
 
 Loss = Literal["auto", "dice_ce", "ce", "focal", "dice_focal", "tversky", "dice_ce_boundary", "bce", "dice_bce"]
+
+
+CONFIGURATIONS: Final[Mapping[str, Mapping[str, object]]] = {
+    "2d": {"dimensions": 2, "resolution": "full"},
+    "full": {"resolution": "full"},
+    "low": {"resolution": "low"},
+    "cascade": {"resolution": "cascade"},
+    "3d_fullres": {"dimensions": 3, "resolution": "full"},
+    "3d_lowres": {"dimensions": 3, "resolution": "low"},
+    "3d_cascade_fullres": {"dimensions": 3, "resolution": "cascade"},
+}
+"""What `network.select` may name besides networks: nnU-Net's configurations, and this recipe's words for them."""
 
 
 class Network(Part):
@@ -27,6 +40,34 @@ class Network(Part):
         "of the epochs). auto: a cascade where the largest patch that memory holds shows less than a quarter of the "
         "median training case and the minutes are enough for both stages; else full",
     )
+    select: tuple[str, ...] = Field(
+        (),
+        description="several configurations to choose from, as nnU-Net does: networks' names, resolutions (2d, "
+        "3d_fullres, 3d_lowres, 3d_cascade_fullres; or full, low, cascade), or both (unet/cascade). Each is "
+        "cross-validated by patient (train.folds of at least 2) in its part of the minutes, or for all of the epochs, "
+        "and the one with the best mean validation figure is the model; or the best two together, where they are "
+        "better still. The table's other keys hold for each of them",
+    )
+
+    def candidates(self) -> dict[str, Network]:
+        """What `select` names, by its names: each as a network of its own."""
+        return {name: self._as(name) for name in self.select}
+
+    def _as(self, candidate: str) -> Network:
+        name, _, resolution = candidate.rpartition("/")
+        changes = CONFIGURATIONS.get(resolution, {"name": resolution})
+        return self.model_copy(update={"select": (), **({"name": name} if name else {}), **changes})
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if len(self.select) == 1 or len(set(self.select)) < len(self.select):
+            raise ValueError("select: at least two configurations, each named once; for one alone leave it out")
+        for candidate in self.select:
+            name, slash, resolution = candidate.rpartition("/")
+            if not resolution or (slash and (not name or resolution not in CONFIGURATIONS)):
+                known = ", ".join(CONFIGURATIONS)
+                raise ValueError(f"select: {candidate!r} is no network/resolution; resolutions are {known}")
+        return self
 
 
 class Train(Part):

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from models.errors import RecipeError
@@ -26,6 +27,7 @@ from models.recipe.labels import MOST_REGIONS
 from models.recipe.losses import chosen_loss
 from tasks.preprocess import generative, patients
 from tasks.preprocess.budget import Budget, Sized, size_classification, size_segmentation
+from tasks.preprocess.candidates import to_choose_from
 from tasks.preprocess.fitting import Fitting, Measure
 from tasks.preprocess.grids import Device, Grid, choose_grid, choose_size, median_shape
 from tasks.preprocess.rarity import class_weights
@@ -72,6 +74,12 @@ def make_plan(
     cut to what steps of the measured length can train. Raises RecipeError where the recipe cannot be carried
     out: what to change is in its hint.
     """
+    if recipe.network.select:
+        more = partial(
+            make_plan, fingerprint=fingerprint, classes=classes, memory_gb=memory_gb, device=device, cores=cores,
+            series=series, variables=variables, measure=measure,
+        )  # fmt: skip
+        return to_choose_from(recipe, more)
     kind: Device = "cuda" if device.startswith("cuda") else "cpu"
     grid = choose_grid(recipe, fingerprint, kind)
     budget = patients.shared(_of_a_fold(Budget.of(recipe, memory_gb, kind, cores), recipe), series)

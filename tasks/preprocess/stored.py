@@ -100,7 +100,7 @@ def prepare_planned(stores: Stores, recipe: Recipe, ref: PlanRef) -> PreparedRef
     cases = _cases(stores, recipe, [*dataset.split("train"), *dataset.split("validation")])
     cases += _unlabelled(stores, recipe, plan)
     reading = _reading(recipe, dataset)
-    grids = [plan.prepare, *([plan.low.prepare] if plan.low else [])]
+    grids = plan.grids
     new = sum(not stores.prepared.exists(case_key(case, reading, grid)) for case in cases for grid in grids)
     with _client(stores, needed=bool(new)) as client:
         outcomes = [prepare_dataset(client, cases, reading, grid, _root(stores)) for grid in grids]

@@ -75,7 +75,7 @@ def named(fold: str) -> str:
 class ToldCase:
     """A prepared case whose image has what it is told as its last channel."""
 
-    case: Case
+    case: PlacedCase
     told: NDArray[np.uint8]
 
     @property
@@ -87,6 +87,11 @@ class ToldCase:
     def mask(self) -> NDArray[np.uint8] | None:
         """The truth, (z, y, x)."""
         return self.case.mask
+
+    @property
+    def about(self) -> Placed:
+        """Where it lies."""
+        return self.case.about
 
     @property
     def locations(self) -> Mapping[int, NDArray[Any]]:
@@ -119,7 +124,7 @@ class ToldStore:
 
     def open(self, key: str) -> ToldCase:
         """The case of `key`, and what it is told."""
-        return ToldCase(self.prepared.open(key), np.load(_map_file(self.folder, key), mmap_mode="r"))
+        return ToldCase(cast(PlacedCase, self.prepared.open(key)), np.load(_map_file(self.folder, key), mmap_mode="r"))
 
 
 # -- what the first stage finds ---------------------------------------------------------------------------------

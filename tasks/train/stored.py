@@ -11,7 +11,7 @@ from pathlib import Path
 from models.dataset import Dataset
 from models.errors import NotFoundError, StoreBusyError
 from models.hashing import content_key
-from models.plan import Fingerprint, Plan
+from models.plan import Fingerprint, Plan, PreparePlan
 from models.recipe import Recipe
 from models.refs import PackageRef, PlanRef
 from tasks.stores.house import Stores
@@ -52,7 +52,7 @@ def train_package(stores: Stores, recipe: Recipe, ref: PlanRef, champion: Packag
         return champion
     with _alone(workspace):
         if not stores.packages.exists(key):
-            ready = _ready(stores, dataset, recipe, plan)
+            ready = _ready(stores, dataset, recipe, plan.prepare)
             with stores.packages.staging() as staged:
                 train(
                     plan,
@@ -66,7 +66,7 @@ def train_package(stores: Stores, recipe: Recipe, ref: PlanRef, champion: Packag
                     code=code_version(),
                     fingerprint=Fingerprint.model_validate(row.fingerprint),
                     origin=origin_of(stores, recipe, champion),
-                    low_keys=_ready(stores, dataset, recipe, plan.low) if plan.low else None,
+                    more_keys={way.key: _ready(stores, dataset, recipe, way) for way in plan.grids},
                     unlabelled=[name for name in unlabelled_keys(recipe, plan) if stores.prepared.exists(name)],
                 )
                 stores.packages.publish(staged, key)
@@ -75,9 +75,9 @@ def train_package(stores: Stores, recipe: Recipe, ref: PlanRef, champion: Packag
     return PackageRef.to(key)
 
 
-def _ready(stores: Stores, dataset: Dataset, recipe: Recipe, plan: Plan) -> PreparedKeys:
+def _ready(stores: Stores, dataset: Dataset, recipe: Recipe, way: PreparePlan) -> PreparedKeys:
     """What could not be prepared is in quarantine; the rest goes on."""
-    keys = prepared_keys(dataset, recipe, plan.prepare)
+    keys = prepared_keys(dataset, recipe, way)
     return {case: name for case, name in keys.items() if stores.prepared.exists(name)}
 
 

@@ -55,7 +55,7 @@ class MaskValidation(OverCases):
             dice(labels, mask, classes, regions=regions)
             for labels, mask in self.labelled(network, precision, cancelled)
         ]
-        return _mean(class_means(scores))
+        return mean_of(class_means(scores))
 
     def labelled(
         self, network: nn.Module, precision: Precision, cancelled: Cancelled
@@ -162,7 +162,7 @@ def class_means(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.divide(sums, counts, out=np.full(table.shape[1], np.nan), where=counts > 0)
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def mean_of(values: NDArray[np.float64]) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else 0.0
 
@@ -188,7 +188,7 @@ def mean_auc(probabilities: NDArray[Any], targets: NDArray[np.intp]) -> float:
     if np.isnan(areas).all():
         called = probabilities >= 0.5 if several else probabilities.argmax(1)[:, None] == classes
         return float((called == shown).all(1).mean())
-    return _mean(areas)
+    return mean_of(areas)
 
 
 def choose_threshold(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float:

@@ -76,8 +76,13 @@ def two_stages(plan: Plan) -> Plan:
     return plan.model_copy(update={"low": low, "network": network})
 
 
+def coarse_keys(world: World) -> dict[str, dict[tuple[str, str], str]]:
+    """The cases on the coarser grid, by how they are prepared."""
+    way = world.plan.prepare.model_copy(update={"spacing": LOW_SPACING})
+    return {way.key: {case: LOW + name for case, name in world.keys.items()}}
+
+
 def trained(world: World, folder: Path, **more: Any) -> ModelPackage:
     """What `world` teaches in two stages."""
-    low_keys = {case: LOW + name for case, name in world.keys.items()}
-    given = {"staged": folder / "package", "key": "package1", "low_keys": low_keys, **more}
+    given = {"staged": folder / "package", "key": "package1", "more_keys": coarse_keys(world), **more}
     return train(world.plan, world.recipe, world.dataset, world.store, world.keys, folder, **given)

@@ -142,8 +142,8 @@ def test_with_folds_a_case_is_told_by_networks_that_have_not_seen_it(tmp_path: P
 
 
 def test_without_cases_at_low_resolution_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"network\.resolution"):
-        trained(two_stages(**SHORT), tmp_path, low_keys=None)
+    with pytest.raises(TrainingError, match="one of its resolutions"):
+        trained(two_stages(**SHORT), tmp_path, more_keys={})
 
 
 def test_members_that_are_not_there_make_no_package(tmp_path: Path) -> None:
