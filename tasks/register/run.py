@@ -24,6 +24,15 @@ def champion(stores: Stores, name: str) -> PackageRef | None:
 
 def resolve(stores: Stores, name: str, which: str) -> PackageRef:
     """The package of a version's number, or of the champion or challenger. Raises NotFoundError."""
+    return PackageRef.to(_resolved(stores, name, which).package)
+
+
+def resolve_version(stores: Stores, name: str, which: str) -> str:
+    """The version's number, of the same. Raises NotFoundError."""
+    return _resolved(stores, name, which).version
+
+
+def _resolved(stores: Stores, name: str, which: str) -> RegisteredVersion:
     version: RegisteredVersion | None
     if which == "champion":
         version = promotion.serving(stores.registry, stores.catalog, name)
@@ -38,7 +47,7 @@ def resolve(stores: Stores, name: str, which: str) -> PackageRef:
             where=name,
             hint=f"registered models: {known}; see `nocturne models show {name}`",
         )
-    return PackageRef.to(version.package)
+    return version
 
 
 def serving(stores: Stores, names: tuple[str, ...], *, shadow: bool) -> tuple[Serving, ...]:
@@ -148,8 +157,4 @@ def rollback(stores: Stores, name: str, *, who: str, reason: str, leaving: str |
 
 def serving_version(stores: Stores, name: str) -> str:
     """The number of the version that serves. Raises NotFoundError without one, or for an unknown model."""
-    found = promotion.serving(stores.registry, stores.catalog, name)
-    if found is None:
-        known = ", ".join(stores.registry.names()) or "none yet"
-        raise NotFoundError("no version of this model serves", where=name, hint=f"registered models: {known}")
-    return found.version
+    return resolve_version(stores, name, "champion")

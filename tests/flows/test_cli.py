@@ -21,6 +21,7 @@ COMMANDS = [
     ["models", "show"],
     ["models", "promote"],
     ["models", "rollback"],
+    ["models", "export"],
     ["predict"],
     ["status"],
     ["doctor"],
