@@ -17,6 +17,7 @@ from deployments.names import ARRIVALS, SILENT, TAG
 from deployments.notifications import channels
 from models.settings import Settings
 from tasks.receive.relay import EVENT, RESOURCE
+from tasks.stores import alerts
 
 SILENT_SECONDS: Final = 180
 """Longer than the watchdog's patience: this acts where the watchdog is away."""
@@ -29,6 +30,9 @@ Deployment: {{ flow.name }}/{{ deployment.name }}
 State: {{ flow_run.state.name }}
 {{ flow_run.state.message }}
 {{ flow_run|ui_url }}"""
+_MOVED: Final = """{{ event.payload.measure }} ({{ event.payload.kind }}): {{ event.payload.told }}
+Looked at: the last {{ event.payload.cases }} cases
+See: nocturne drift {{ event.payload.model }}"""
 
 
 def automate(
@@ -57,6 +61,7 @@ def _wanted(settings: Settings, deployments: Mapping[str, UUID], asking: Collect
     yield _lost([i for name, i in deployments.items() if name not in asking])
     for channel, block in channels(settings.notify):
         yield _failed(channel, block, list(deployments.values()))
+        yield _drifted(channel, block)
 
 
 def _arrival(deployment: UUID) -> AutomationCore:
@@ -122,6 +127,28 @@ def _failed(channel: str, block: UUID, deployments: list[UUID]) -> AutomationCor
                 block_document_id=block,
                 subject="Nocturne: {{ flow_run.name }} {{ flow_run.state.name | lower }}",
                 body=_BODY,
+            )
+        ],
+    )
+
+
+def _drifted(channel: str, block: UUID) -> AutomationCore:
+    return AutomationCore(
+        name=f"nocturne: a model's data have moved ({channel})",
+        description=f"Told by {channel}, once for each alert.",
+        tags=[TAG],
+        trigger=EventTrigger(
+            expect={alerts.EVENT},
+            match=ResourceSpecification({"prefect.resource.id": f"{alerts.RESOURCE}*"}),
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="Nocturne: {{ event.payload.model }}: {{ event.payload.measure }} has moved",
+                body=_MOVED,
             )
         ],
     )

@@ -93,7 +93,9 @@ def _apply(client: SyncPrefectClient, blueprint: Blueprint) -> UUID:
         wanted = blueprint.build(found)
     except ValidationError as error:
         told = "; ".join(str(e["msg"]) for e in error.errors(include_input=False))
-        raise SettingsError(told, where=blueprint.full_name, hint="look at nightly.cron and nightly.timezone") from None
+        raise SettingsError(
+            told, where=blueprint.full_name, hint="look at nightly.cron, nightly.watch and nightly.timezone"
+        ) from None
     if found is not None and found.version == wanted.version:
         return found.id  # telling it again would drop the runs that are due
     info = VersionInfo(type="prefect:simple", version=wanted.version or "")

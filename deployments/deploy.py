@@ -13,13 +13,14 @@ from prefect import Flow
 
 from deployments.blueprint import Blueprint, bring_up
 from deployments.environment import HEARTBEAT_SECONDS
-from deployments.names import ARRIVALS_POOL, BY_HAND, FROM_SETTINGS, WORK_POOL
+from deployments.names import ARRIVALS_POOL, BY_HAND, FROM_SETTINGS, REGULARLY, WORK_POOL
 from flows.arrival import study_arrived
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.predict import predict
 from flows.retrain import retrain
 from flows.rollback import rollback
+from flows.watching import watch
 from models.errors import SettingsError
 from models.recipe import Recipe
 from models.settings import Settings
@@ -37,7 +38,7 @@ def deploy(settings: Settings, *, recipes: Sequence[Path] = ()) -> tuple[str, ..
     `recipes` are learnt nightly too, beside those of the settings. Raises SettingsError, RecipeError,
     ServiceUnavailableError.
     """
-    return bring_up(settings, [*_arrivals(), *_nightly(settings, recipes), *_by_hand()])
+    return bring_up(settings, [*_arrivals(), *_nightly(settings, recipes), *_watching(settings), *_by_hand()])
 
 
 def _arrivals() -> Iterator[Blueprint]:
@@ -78,6 +79,21 @@ def _nightly(settings: Settings, recipes: Sequence[Path]) -> Iterator[Blueprint]
             limit=1,
             environment=_TRAINING_ENVIRONMENT,
         )
+
+
+def _watching(settings: Settings) -> Iterator[Blueprint]:
+    nightly = settings.nightly
+    yield Blueprint(
+        watch,
+        REGULARLY,
+        WORK_POOL,
+        "What serves is looked at: its last predictions beside what it was made and judged on. What has moved is told.",
+        ("watching",),
+        cron=nightly.watch,
+        timezone=nightly.timezone,
+        limit=1,
+        environment=_TRAINING_ENVIRONMENT,
+    )
 
 
 def _by_hand() -> Iterator[Blueprint]:

@@ -12,6 +12,7 @@ FROM_SETTINGS: Final = "nightly"
 
 ARRIVALS: Final = "study arrived/arrivals"
 BY_HAND: Final = "by-hand"
+REGULARLY: Final = "regularly"
 
 SILENT: Final = "no sign of life reached the server"
 """The automation's message for a lost run. It may err where the server itself was away: the watchdog looks again."""

@@ -143,10 +143,11 @@ class Nightly(_Part):
     timezone: str = "UTC"
     approval: bool = Field(False, description="a person confirms each promotion in the Prefect UI")
     approval_hours: float = Field(12.0, gt=0)
+    watch: str = Field("17 * * * *", description="cron: when what serves is looked at; empty: at a night's end alone")
 
 
 class Notify(_Part):
-    """Who is told when a run fails. Each that is given is used."""
+    """Who is told when a run fails or a model's data have moved. Each that is given is used."""
 
     webhook: SecretStr = SecretStr("")
     slack: SecretStr = SecretStr("")

@@ -15,7 +15,16 @@ import numpy as np
 from models.package import ModelPackage
 from models.plan import CaseFacts, Fingerprint, Plan
 from models.volume import Volume
-from tasks.imaging.facts import NOTHING, PERCENTILES, channel_name, extent, slice_plane, trained_on, visible_level, visible_range
+from tasks.imaging.facts import (
+    NOTHING,
+    PERCENTILES,
+    channel_name,
+    extent,
+    slice_plane,
+    trained_on,
+    visible_level,
+    visible_range,
+)
 
 SPACING_SLACK = 1.25
 """Factor beyond the range of spacings."""

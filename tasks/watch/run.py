@@ -19,7 +19,7 @@ from tasks.watch.shifts import Numbers, fall, judged
 
 
 def look(stores: Stores, model: Serving) -> Watched:
-    """Every measure that the model's last predictions allow. Changes nothing. Raises PackageError, NotFoundError."""
+    """Every measure that the model's last predictions allow. Changes nothing. Raises NotFoundError."""
     return _looked(stores, model)[0]
 
 

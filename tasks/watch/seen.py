@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select
 
-from models.errors import NotFoundError
+from models.errors import NotFoundError, PackageError
 from models.package import ModelPackage
 from models.plan import CaseFacts
 from tasks.imaging.facts import trained_on
@@ -51,8 +51,11 @@ class Known:
 
 
 def training_cases(stores: Stores, package: ModelPackage) -> Known | None:
-    """The real images that the package learnt from, one a patient; None where it does not tell. Raises PackageError."""
-    seen = trained_on(package)
+    """The real images that the package learnt from, one a patient; None where it does not tell."""
+    try:
+        seen = trained_on(package)
+    except PackageError:  # another version's words: what is said of it still counts
+        seen = None
     if seen is None:
         return None
     try:

@@ -15,6 +15,12 @@ import pytest
 from deployments.blueprint import Blueprint, bring_up
 from deployments.names import ARRIVALS_POOL
 from deployments.watchdog import Patience, Watchdog
+from models.watching import Shift, Watched
+from tasks.receive.relay import EventRelay
+from tasks.stores.alerts import settle
+from tasks.stores.catalog import Catalog
+from tasks.stores.outbox import Outbox
+from tasks.stores.tables import DatasetRecord, PackageRow
 from tests.components import DEADLINE_SECONDS, until
 from tests.deployments.conftest import Served
 from tests.deployments.trivial import study_arrived
@@ -136,6 +142,31 @@ def test_a_run_that_fails_is_told_to_people_and_does_not_end_the_worker(deployed
     deployed.emit("good")
     deployed.await_state(only_run(deployed, "good"), "Completed")
     assert deployed.seen("good")[0][0] == deployed.seen("bad")[0][0]
+
+
+def test_a_model_whose_data_have_moved_is_told_to_people_once(deployed: Served, told: Told) -> None:
+    catalog = Catalog(f"sqlite:///{deployed.folder / 'moved.db'}")
+    catalog.add(
+        DatasetRecord(dataset="d", name="liver", kind="segmentation", classes=[], counts={}),
+        PackageRow(package="p", name="liver", dataset="d", weights_sha256="0" * 64),
+    )
+    words = "median 1.1 mm in training, 2.2 mm now"
+    shift = Shift(kind="input", measure="spacing z", how="ks", value=0, threshold=0.001, cases=50, told=words)
+    watched = Watched(name="liver", version="7", package="p", cases=50, shifts=(shift,))
+    relay = EventRelay(catalog, deployed.api)
+    for _ in range(3):
+        settle(catalog, watched, "first")
+        relay.run_due()
+    post = until(lambda: _about("spacing z (input)", [body.decode() for body in told.posts]), "a post")
+    assert words in post
+    assert "nocturne drift liver" in post
+    until(
+        lambda: _about("spacing z (input)", [m.replace("=\n", "").replace("=\r\n", "") for m in told.mails]), "a mail"
+    )
+    assert Outbox(catalog).waiting("event") == 0
+    assert sum("liver: spacing z has moved" in body.decode() for body in told.posts) == 1
+    relay.close()
+    catalog.close()
 
 
 def _about(what: str, texts: list[str]) -> str:

@@ -57,6 +57,7 @@ def test_everything_is_there_and_telling_it_again_changes_nothing(served: Served
         "ingest/by-hand",
         "predict/by-hand",
         "evaluate/by-hand",
+        "watch/regularly",
         "rollback/by-hand",
     }
     before = told(served)
