@@ -80,6 +80,32 @@ def test_more_classes_are_told_one_by_one_and_as_their_mean() -> None:
     assert found.threshold is None
 
 
+def test_calibration_and_areas_of_more_classes_are_those_of_each_against_the_rest() -> None:
+    truth, chances = _cohort(3)
+    found, _, _ = evaluate_classification(*_names(120), truth, chances, ("a", "b", "c"), **IDS)
+    each = [_calibration_error(truth == k, chances[:, k]) for k in range(3)]
+    assert [found.of("ece", name).value for name in "abc"] == pytest.approx(each)
+    assert found.of("ece").value == pytest.approx(np.mean(each))
+    for k, name in enumerate("abc"):
+        area = found.of("auc_delong", name)
+        assert area.value == pytest.approx(metrics.roc_auc_score(truth == k, chances[:, k]))
+        drawn = found.of("auc", name)
+        assert (area.low, area.high) == pytest.approx((drawn.low, drawn.high), abs=0.03)
+
+
+def test_a_model_too_sure_of_itself_has_a_larger_calibration_error() -> None:
+    generator = np.random.default_rng(7)
+    chance = generator.uniform(0.05, 0.95, 400)
+    truth = (generator.random(400) < chance).astype(int)
+    sure = chance**3 / (chance**3 + (1 - chance) ** 3)
+    honest, boaster = (
+        evaluate_classification(*_names(400), truth, np.c_[1 - p, p], ("no", "yes"), **IDS)[0].of("ece")
+        for p in (chance, sure)
+    )
+    assert honest.low < 0.02, "resampling adds to what chance had added, and the interval takes that back"
+    assert boaster.low > honest.value
+
+
 def test_threshold_and_positive_class_decide_what_is_called() -> None:
     truth, chances = _cohort(2)
     strict, _, _ = evaluate_classification(*_names(120), truth, chances, ("no", "yes"), 0.8, **IDS)

@@ -65,6 +65,23 @@ def test_classification_differences_are_those_of_the_two_evaluations(classes: in
     assert (same.primary_difference.low, same.primary_difference.high) == (0, 0)
 
 
+def test_every_metric_and_class_is_tested_in_pairs() -> None:
+    old, new = _masks(0.0, cases=20), _masks(0.0, cases=20)
+    gained = new["class_name"] == "a"
+    new.loc[gained, "dice"] += np.random.default_rng(3).uniform(0.01, 0.05, gained.sum())
+    tests = {(t.metric, t.class_name): t for t in compare_segmentation(old, new, **(KEYS | {"bootstrap": 2000})).tests}
+    a, b = tests["dice", "a"], tests["dice", "b"]
+    assert a.wilcoxon == pytest.approx(2 / 2**10), "ten patients, all of them better"
+    assert max(a.wilcoxon, a.bootstrap) < a.adjusted < 0.05, "two classes were asked about"
+    assert (b.wilcoxon, b.bootstrap, b.adjusted) == (None, 1, 1)
+    assert {("assd_mm", None), ("hd95_mm", "b")} <= tests.keys()
+    told = compare_classification(_judged(0.5, 3)[1], _judged(2.0, 3)[1], **KEYS)
+    tests = {(t.metric, t.class_name): t for t in told.tests}
+    assert tests["auc", "k1"].wilcoxon is None, "an area is no mean over patients"
+    assert tests["auc", "k1"].adjusted >= tests["auc", "k1"].bootstrap
+    assert tests["brier", None].wilcoxon < 0.01
+
+
 def test_other_classes_do_not_compare() -> None:
     with pytest.raises(LabelError):
         compare_classification(_judged(1, 2)[1], _judged(1, 3)[1], **KEYS)
