@@ -143,7 +143,7 @@ def saliency_pictures(
                 probability=case.probability,
                 crop=crop,
                 methods=tuple(TOLD[method] for method in found.maps),
-                note=" ".join(part for part in (_nothing(found), note) if part),
+                note=f"{_told(found)} {note}".strip(),
             )
         )
         for case, found, crop in told
@@ -192,6 +192,10 @@ def _trust(explainer: Explainer, told: Sequence[Explained]) -> str:
     return " ".join(said)
 
 
-def _nothing(found: Explained) -> str:
+def _told(found: Explained) -> str:
+    """What the maps' scale does not say."""
     empty = [TOLD[method] for method, values in found.maps.items() if not values.any()]
-    return f"Nothing speaks for the class by {' and '.join(empty)}." if empty else ""
+    said = [f"Nothing speaks for the class by {' and '.join(empty)}."] if empty else []
+    if "Occlusion" not in empty:
+        said.append(f"Where one part is covered, at most {found.fall:.0%} of probability is lost.")
+    return " ".join(said)

@@ -62,11 +62,13 @@ class Explained:
     """By method, what spoke for a class: (z, y, x) float32 on the prepared grid, 1 where it spoke most, 0 throughout
     where nothing did. Of a patient, in `series` (from 0), without which the class loses most.
 
-    `correlations` are with the maps of shuffled weights; a method is absent where there is nothing to compare.
+    `correlations` are with the maps of shuffled weights; a method is absent where there is nothing to compare. `fall`
+    is how much of the class's probability is lost at most where one part is covered.
     """
 
     maps: Mapping[Method, Float32]
     correlations: Mapping[Method, float]
+    fall: float
     series: int = 0
 
 
@@ -114,8 +116,9 @@ class Explainer:
         )
         likeness = [{m: alike(maps[m], other[m]) for m in checked} for other in others]
         return Explained(
-            {m: values[None] if flat else values for m, values in maps.items()},
+            {m: peaked(values)[None] if flat else peaked(values) for m, values in maps.items()},
             {m: float(np.mean([found[m] for found in likeness])) for m in checked},
+            float(maps["occlusion"].max()),
             series,
         )
 
@@ -137,17 +140,17 @@ class Explainer:
     def _maps(
         self, members: Sequence[tuple[nn.Module, float]], image: Tensor, target: int, methods: Sequence[Method]
     ) -> dict[Method, Float32]:
-        """The members' mean of each."""
+        """The members' mean of each: of those by gradients, whose scale means nothing, from 0 to 1 each."""
         found: dict[Method, Float32] = {}
         for network, share in members:
             made: dict[Method, Float32] = {}
             if "grad-cam" in methods:
-                made["grad-cam"], made["guided-grad-cam"] = gradient_maps(network, image, target)
+                made["grad-cam"], made["guided-grad-cam"] = map(peaked, gradient_maps(network, image, target))
             if "occlusion" in methods:
                 made["occlusion"] = occlusion(network, image, target, self.plan.activation)
             for method, values in made.items():
-                found[method] = found.get(method, np.float32(0)) + np.float32(share) * peaked(values)
-        return {method: peaked(values) for method, values in found.items()}
+                found[method] = found.get(method, np.float32(0)) + np.float32(share) * values
+        return found
 
 
 class _Asked(nn.Module):
@@ -177,5 +180,6 @@ def _members(part: Part) -> list[tuple[nn.Module, float]]:
     network = part.network
     if not isinstance(network, Together):
         return [(network, 1.0)]
-    several = sorted(zip(network.networks, network.shares, strict=True), key=lambda pair: -pair[1])
-    return several[:MEMBERS]
+    several = sorted(zip(network.networks, network.shares, strict=True), key=lambda pair: -pair[1])[:MEMBERS]
+    whole = sum(share for _, share in several)
+    return [(member, share / whole) for member, share in several]

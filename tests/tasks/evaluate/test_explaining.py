@@ -92,6 +92,7 @@ def test_pictures_tell_what_was_called_and_whether_to_trust_the_map() -> None:
     for part in ("Wrong: called square (90%), truth plain", "P-1", "Grad-CAM", "Guided Grad-CAM", "Occlusion"):
         assert part in told
     assert "With shuffled weights the map changes" in made[0].alt
+    assert "of probability is lost" in made[0].alt
     assert "P-1" not in made[0].title
     again = saliency_pictures(learnt(), chosen(table(), pictures().plan, NAMES, 3), images)
     assert [p.data for p in made] == [p.data for p in again]

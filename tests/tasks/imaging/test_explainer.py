@@ -68,6 +68,7 @@ def test_a_learnt_network_looks_at_the_square_and_not_once_its_weights_are_shuff
         assert values.shape == image.shape
         assert values.max() == pytest.approx(1)
         assert values[inside].mean() > 2 * values[~inside].mean(), method
+    assert 0 < found.fall <= 1
     assert set(found.correlations) == {"grad-cam", "guided-grad-cam"}
     assert found.correlations["grad-cam"] < ALIKE
 
