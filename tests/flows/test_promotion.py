@@ -212,3 +212,24 @@ def test_a_policy_that_names_a_class_that_is_not_there_is_told_before_training(s
     with pytest.raises(RecipeError, match=r"class_floors.*'circle'.*plain, square"):
         check(stores, wrong, dataset)
     assert stores.catalog.count(PackageRow) == before
+
+
+def test_a_night_by_hand_asks_a_person_where_the_settings_want_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    import flows.cli
+    import flows.retrain
+
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(flows.retrain, "retrain", lambda *given: asked.append(given))
+    monkeypatch.setattr(flows.cli, "_tell", lambda *_: None)
+    monkeypatch.setenv("NOCTURNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NOCTURNE_NIGHTLY__APPROVAL_HOURS", "3")
+    (tmp_path / "squares.toml").write_text(RECIPE.format(**BETTER))
+    for wanted in ("true", "false"):
+        monkeypatch.setenv("NOCTURNE_NIGHTLY__APPROVAL", wanted)
+        done = CliRunner().invoke(flows.cli.app, ["retrain", str(tmp_path / "squares.toml")])
+        assert done.exit_code == 0, done.output
+    assert [given[2:] for given in asked] == [(True, 3.0), (False, 3.0)]
