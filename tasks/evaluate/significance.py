@@ -17,6 +17,7 @@ from scipy import stats
 from models.evaluation import PairedTest
 from tasks.evaluate.figures import Figures, Label
 from tasks.evaluate.intervals import Drawn
+from tasks.imaging.distributions import holm
 
 _FEW: Final = 12
 
@@ -60,17 +61,6 @@ def wilcoxon(differences: ArrayLike, patients: Sequence[str]) -> float | None:
     # SciPy approximates where there are ties; of few patients all signs can be gone through instead.
     through = stats.PermutationMethod(n_resamples=2**means.size) if tied and means.size <= _FEW else "auto"
     return float(min(1.0, stats.wilcoxon(means, method=through).pvalue))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted so that the chance of a single false alarm among them is kept (Holm, Scand. J. Statist. 1979)."""
-    order = np.argsort(p_values, kind="stable")
-    size = len(p_values)
-    adjusted, highest = [0.0] * size, 0.0
-    for place, index in enumerate(order):
-        highest = max(highest, min(1.0, (size - place) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
 
 
 def _worse(one: float | None, other: float) -> float:

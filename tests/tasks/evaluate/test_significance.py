@@ -6,7 +6,8 @@ from scipy import stats
 
 from tasks.evaluate.figures import Figures
 from tasks.evaluate.intervals import weighted_mean
-from tasks.evaluate.significance import holm, paired_tests, wilcoxon
+from tasks.evaluate.significance import paired_tests, wilcoxon
+from tasks.imaging.distributions import holm
 
 
 def _tests(gaps: np.ndarray, patients: list[str], names: tuple[str | None, ...]) -> dict[str | None, object]:
@@ -28,12 +29,6 @@ def test_few_patients_with_like_differences_are_gone_through() -> None:
     assert wilcoxon([1, 1, 1, 1, -1], list("ABCDE")) == pytest.approx(2 * 6 / 32)
     assert wilcoxon([0, 0], ["A", "B"]) is None
     assert wilcoxon([np.nan], ["A"]) is None
-
-
-def test_holm_as_in_the_textbook() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1, 1]
-    assert holm([]) == []
 
 
 def test_both_tests_have_to_agree_and_classes_pay_for_each_other() -> None:
