@@ -1,8 +1,8 @@
 """Draw the pictures of the README: the pipeline, a real report, and real pages, as Chromium shows them.
 
-python docs/make_pictures.py                            # the pipeline
-python docs/make_pictures.py REPORT.html TOP BOTTOM     # and the report: its head, and what lies between two heights
-python docs/make_pictures.py --pages MODEL              # and the pages of the `nocturne up` that runs here
+python docs/make_pictures.py                                        # the pipeline
+python docs/make_pictures.py --report NAME REPORT.html SECTION …    # and parts of a report, without images of patients
+python docs/make_pictures.py --pages MODEL                          # and the pages of the `nocturne up` that runs here
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
-from PIL import Image
+from PIL import Image, ImageChops
 
 from flows.health import mlflow_page
 from models.settings import Settings
@@ -96,6 +97,30 @@ def screenshot(page: str, picture: Path, height: int, *, width: int = 1200, wait
         subprocess.run(["chromium", *options, page], check=True, capture_output=True, timeout=120)
 
 
+SLICES = ("overlays", "saliency", "uncertainty")
+"""How the names of pictures begin that show slices of patients' images."""
+
+
+def report(name: str, page: Path, sections: Sequence[str]) -> None:
+    """Sections of a report, without what shows slices, cut off where they end."""
+    shown = ", ".join(f"#{section}" for section in sections)
+    slices = ", ".join(f'figure[data-name^="{prefix}"]' for prefix in SLICES)
+    rules = (
+        f"section:not({shown}), .pictures:has({slices}), h3:has(+ .pictures :is({slices})), "
+        f"h3:has(+ p + .pictures :is({slices})), h3 + p:has(+ .pictures :is({slices})), footer {{ display: none }}"
+    )
+    picture = PICTURES / f"report-{name}.png"
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "report.html"
+        part.write_text(page.read_text(encoding="utf-8").replace("</style>", f"{rules}</style>", 1), encoding="utf-8")
+        screenshot(part.as_uri(), picture, 6000)
+    with Image.open(picture) as image:
+        seen = image.convert("RGB")
+    empty = Image.new("RGB", seen.size, seen.getpixel((0, 0)))
+    _, _, _, bottom = ImageChops.difference(seen, empty).getbbox() or (0, 0, 0, seen.height)
+    seen.crop((0, 0, seen.width, min(bottom + 40, seen.height))).quantize(200).save(picture, optimize=True)
+
+
 def pages(model: str) -> None:
     """A night, an arrival, the deployments and the registered model, from the servers of `nocturne up`."""
     settings = Settings.load()
@@ -138,13 +163,5 @@ if __name__ == "__main__":
     (PICTURES / "pipeline.svg").write_text(pipeline(), encoding="utf-8")
     if sys.argv[1:2] == ["--pages"]:
         pages(sys.argv[2])
-    elif len(sys.argv) > 1:
-        report, top, bottom = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-        whole = PICTURES / "report.png"
-        screenshot(report.absolute().as_uri(), whole, bottom)
-        with Image.open(whole) as image:
-            head, cases = image.crop((0, 0, image.width, 600)), image.crop((0, top, image.width, bottom))
-        both = Image.new("RGB", (head.width, head.height + cases.height))
-        both.paste(head, (0, 0))
-        both.paste(cases, (0, head.height))
-        both.save(whole, optimize=True)
+    elif sys.argv[1:2] == ["--report"]:
+        report(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
