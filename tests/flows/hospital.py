@@ -224,7 +224,7 @@ recipes = [{recipes}]
 
     def send(self, study: Path) -> None:
         """Send a study to the listener as a scanner would, and say that this was all of it."""
-        command = ["storescu", "-aet", "SCANNER", "-aec", "NOCTURNE", "127.0.0.1", str(self.listener_port)]
+        command = ["storescu", "-R", "-aet", "SCANNER", "-aec", "NOCTURNE", "127.0.0.1", str(self.listener_port)]
         done = subprocess.run(
             [*command, *map(str, files_of(study))],
             env={**os.environ, "TCP_NODELAY": "1"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,9 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pydicom
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 
 from tasks.cohort.write import draw_case, write_cohort
+from tasks.stores.datasets import DatasetStore
 from tests.components import needs, part10, phantom_study, running_orthanc, until
 from tests.faults.night import Home
 from tests.flows.hospital import PATIENCE, Hospital, at_work, files_of, read
@@ -181,6 +186,59 @@ def test_no_identity_is_written_outside_the_spool(hospital: Hospital, tmp_path: 
         for file in (Path(place) / name for name in names):
             content = _content(file)
             assert not [w for w in wanted if w in content], f"an identity in {file.relative_to(hospital.home.folder)}"
+
+
+def test_a_corrected_result_is_scored_and_learnt_from_the_next_night(hospital: Hospital, tmp_path: Path) -> None:
+    sent = study(tmp_path, 10)
+    hospital.send(sent)
+    arrived(hospital, sent)
+    ours = hospital.segmentation(sent)
+    assert ours is not None
+    back = tmp_path / "from-a-viewer"
+    back.mkdir()
+    shutil.copy(ours.filename, back / "ours.dcm")  # the PACS sends the whole of what it holds
+    drawn = corrected(Path(ours.filename), back / "corrected.dcm")
+    hospital.send(back)
+
+    _, came = outcome(hospital, sent, 2)
+    assert (came["outcome"], came["detail"]) == ("ingested", "predictions that its labels correct: 1")
+    (label,) = hospital.rows("labels", sent)
+    (correction,) = [row for row in hospital.home.rows("corrections") if row["label"] == label["label"]]
+    assert correction["how"] == "referenced"
+    assert 0 < float(str(correction["value"])) < 1
+    assert len(hospital.rows("analyses", sent)) == 2
+    assert len([r for r in hospital.results(sent) if r.Modality == "SEG"]) == 1, "it was not told again"
+
+    hospital.command("retrain", str(hospital.home.folder / "small.toml"), timeout=2 * PATIENCE)
+    learnt = max(hospital.home.rows("datasets"), key=lambda row: str(row["created_at"]))["dataset"]
+    dataset = DatasetStore(str(hospital.home.folder / "datasets")).read(str(learnt))
+    assert label["label"] in {row.label for row in dataset.rows}
+    assert str(learnt) in {row["dataset"] for row in hospital.home.rows("packages")}
+    told = json.loads(hospital.command("lineage", drawn, "--json", "--all"))
+    kinds = {(node["kind"], node["key"]) for node in told["nodes"]}
+    assert {("label", label["label"]), ("dataset", learnt), ("correction", correction["correction"])} <= kinds
+    assert f"label {label['label']}" in hospital.command("lineage", str(label["label"])[:10])
+    assert "came from" in hospital.command("lineage", "small")  # the version that serves
+
+
+def corrected(ours: Path, place: Path) -> str:
+    """Our result as a viewer stores it once somebody has wiped some of it away; returns its SOP Instance UID."""
+    ds = pydicom.dcmread(ours)
+    begun = Dataset()
+    begun.ReferencedSOPClassUID, begun.ReferencedSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
+    series = Dataset()
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = ds.SeriesInstanceUID, [begun]
+    document = Dataset()
+    document.StudyInstanceUID, document.ReferencedSeriesSequence = ds.StudyInstanceUID, [series]
+    ds.PredecessorDocumentsSequence = [document]
+    ds.SeriesInstanceUID, ds.SOPInstanceUID = generate_uid(), generate_uid()
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.Manufacturer, ds.SeriesDescription = "Viewer", "Corrected"
+    pixels = bytearray(ds.PixelData)
+    pixels[: len(pixels) // 3] = bytes(len(pixels) // 3)
+    ds.PixelData = bytes(pixels)
+    ds.save_as(place, enforce_file_format=True)
+    return str(ds.SOPInstanceUID)
 
 
 def _content(file: Path) -> bytes:
