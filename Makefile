@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Nocturne needs Python 3.11 to 3.13; this is %s. Name another: make PYTHON=python3.12" % sys.version.split()[0])'
 	@echo "Installing into $(VENV) (about two minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,onnx]'
 	@touch $@
 
 demo: $(READY)  ## Run the main job end to end on a phantom cohort (embedded, no network)
