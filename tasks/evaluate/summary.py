@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,8 @@ from tasks.stores.tables import (
     QuarantineRow,
     VolumeRow,
 )
+
+_NAMED = 3  # unusual cases; all are in the package's fingerprint
 
 
 def write(
@@ -188,8 +190,19 @@ def _watched(stores: Stores, name: str) -> int:
 
 def _unusual(package: ModelPackage) -> tuple[str, ...]:
     """Training cases far from the rest, as the recipe's outlier check found them: they were used all the same."""
-    found = [Outlier.model_validate(outlier) for outlier in package.fingerprint.get("outliers", ())]
-    return tuple(f"unusual case {o.volume[:12]}: {o.measure} {o.value:.4g}, others {o.expected}" for o in found)
+    by_measure: dict[str, list[Outlier]] = defaultdict(list)
+    for outlier in package.fingerprint.get("outliers", ()):
+        found = Outlier.model_validate(outlier)
+        by_measure[found.measure].append(found)
+    return tuple(_told_of(measure, found) for measure, found in by_measure.items())
+
+
+def _told_of(measure: str, found: Sequence[Outlier]) -> str:
+    values = sorted({f"{outlier.value:.4g}" for outlier in found}, key=float)
+    span = " to ".join(dict.fromkeys((values[0], values[-1])))
+    named = ", ".join(outlier.volume[:12] for outlier in found[:_NAMED]) + (", …" if len(found) > _NAMED else "")
+    cases = f"unusual training case{'s' * (len(found) > 1)}: {measure}"
+    return f"{len(found)} {cases} {span}, others {found[0].expected} ({named})"
 
 
 def _texts(values: Mapping[str, object]) -> dict[str, str]:
