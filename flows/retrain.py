@@ -12,6 +12,7 @@ from flows.ingest import ingest
 from flows.night import for_this_night, one_training_at_a_time
 from flows.parts import THREADS
 from flows.synthetic import judged_without, with_made_images
+from flows.watching import watched
 from models.recipe import Recipe
 from models.refs import BatchRef
 from models.registration import Night
@@ -60,6 +61,7 @@ def retrain(
     if asked and registering.would_serve(stores, package, evaluation, before, comparison, policy):
         word = word_of_a_person(stores, recipe.name, evaluation, before, comparison, approval_hours)
     registered = registering.register(stores, package, evaluation, before, comparison, word, policy)
+    watched(stores, (recipe.name,))
     report = evaluating.report(stores, evaluation, before, registered, judged_without(stores, recipe, real, followed))
     registering.attach(stores, registered, report)
 
