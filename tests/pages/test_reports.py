@@ -17,6 +17,7 @@ from tasks.evaluate.reporting.metrics import metric_of, span
 from tasks.preprocess import stored
 from tasks.stores.evaluations import report_files
 from tasks.stores.house import Stores
+from tasks.stores.tables import AlertRow
 from tests.pages import nights
 from tests.pages.chromium import Tab, a_tab
 from tests.pages.nights import Told, night, recipe_of
@@ -70,14 +71,31 @@ def told(stores: Stores, shared_data: Path, tmp_path_factory: pytest.TempPathFac
     nights.hippocampus(stores, shared_data)
     nights.pneumonia(stores, shared_data, tmp_path_factory.mktemp("chest"))
     nights.sarcoma(stores, shared_data)
-    patch = "patch_size = [16, 16, 16]\n"
+    patch, small = "patch_size = [24, 40, 24]\n", "patch_size = [16, 16, 16]\n"
     first = night(stores, recipe_of("hippocampus", patch=patch, extra="[promote]\nfloor = 0\n"))
+    stores.catalog.add(an_alert(stores, first))
     again = recipe_of("hippocampus", epochs=4, patch=patch, extra="[promote]\nfloor = 0\n")
     return {
         "hippocampus": night(stores, again, first.evaluation),
         "pneumonia": night(stores, recipe_of("pneumonia", batch=16)),
-        "sarcoma": night(stores, recipe_of("sarcoma", patch=patch)),
+        "sarcoma": night(stores, recipe_of("sarcoma", patch=small)),
     }
+
+
+def an_alert(stores: Stores, of: Told) -> AlertRow:
+    """What watching the first version has found."""
+    return AlertRow(
+        alert="a",
+        name="hippocampus",
+        package=stores.evaluations.read(of.evaluation.key).package,
+        kind="input",
+        measure="spacing z",
+        how="ks",
+        value=1e-5,
+        threshold=1e-3,
+        cases=50,
+        told="the slices lie twice as far apart",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +193,9 @@ def test_the_second_night_is_told_beside_the_first(told: dict[str, Told]) -> Non
     sizes = [m for m in report.data.measures if m.unit == "mL"]
     assert [set(m.splits) for m in sizes] == [{"train", "test"}] * 2
     assert all(0.3 < spread.median < 5 for m in sizes for spread in m.splits.values())
+    assert [(e.subject, e.reason, e.count) for e in report.data.exclusions] == [("images", "no-usable-label", 1)]
+    assert [alert.told for alert in report.drift.alerts] == ["the slices lie twice as far apart"]
+    assert told["pneumonia"].report.drift.alerts == ()
 
 
 def test_it_is_kept_in_mlflow_with_what_lies_beside_it(stores: Stores, told: dict[str, Told]) -> None:
