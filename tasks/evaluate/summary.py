@@ -21,11 +21,11 @@ from models.report import FORMAT, Alert, Check, Decision, Exclusion
 from tasks.evaluate.reporting.compose import Judged, compose
 from tasks.evaluate.reporting.page import render
 from tasks.evaluate.run import compare
+from tasks.stores.alerts import open_alerts
 from tasks.stores.evaluations import REPORT_FILE
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_description
 from tasks.stores.tables import (
-    AlertRow,
     DatasetRecord,
     DecisionRow,
     EvaluationRow,
@@ -163,9 +163,6 @@ def _set_aside(stores: Stores) -> Iterator[Exclusion]:
 
 def _alerts(stores: Stores, name: str) -> tuple[Alert, ...]:
     """What has moved and not moved back, the newest first."""
-    rows = stores.catalog.find(
-        AlertRow, AlertRow.name == name, AlertRow.resolved_at.is_(None), order_by=AlertRow.created_at.desc()
-    )
     return tuple(
         Alert(
             kind=row.kind,
@@ -178,7 +175,7 @@ def _alerts(stores: Stores, name: str) -> tuple[Alert, ...]:
             package=row.package,
             since=row.created_at,
         )
-        for row in rows
+        for row in reversed(open_alerts(stores.catalog, name))
     )
 
 

@@ -140,7 +140,7 @@ PLACES: Final = (
     Place(
         "saliency",
         "What the network looked at",
-        "Warm colours raise the class's score. A map says where evidence was sought, not that it was understood.",
+        "Yellow raises the class's score most. A map says where evidence was sought, not that it was understood.",
         width="wide",
     ),
     Place(
