@@ -42,8 +42,8 @@ class Contest:
 
     @property
     def home(self) -> Path:
-        """The installation that ours learns in."""
-        return self.work / self.name / "home"
+        """Where ours learns: both sarcoma recipes in one installation, so that their test patients are the same."""
+        return self.work / self.name.partition("_")[0] / "home"
 
     def recipe(self, **changes: Any) -> Recipe:
         """The recipe in the repository, changed."""
