@@ -88,7 +88,9 @@ def resolved(
         coarse = fit(coarser(fingerprint, full, budget, stage), budget)
         notes = (*coarse.plan.notes, _coarsened(coarse, full))
         return coarse.plan.model_copy(update={"resolution": "low", "notes": notes})
-    if not able or wish == "full" or full.covered >= COVERED or recipe.start.source == "pretraining":
+    # Who gives a patch has decided what it shows; a cascade is for patches that memory limits.
+    settled = recipe.train.patch_size != "auto" or recipe.start.source == "pretraining"
+    if not able or wish == "full" or full.covered >= COVERED or settled:
         return fit(full, budget).plan
     stages = None if full.sized.hurried else _both(fingerprint, full, half, stage)
     if stages is None:
