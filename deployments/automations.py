@@ -122,13 +122,7 @@ def _failed(channel: str, block: UUID, deployments: list[UUID]) -> AutomationCor
             threshold=1,
             within=timedelta(0),
         ),
-        actions=[
-            SendNotification(
-                block_document_id=block,
-                subject="Nocturne: {{ flow_run.name }} {{ flow_run.state.name | lower }}",
-                body=_BODY,
-            )
-        ],
+        actions=[_notify(block, "{{ flow_run.name }} {{ flow_run.state.name | lower }}", _BODY)],
     )
 
 
@@ -144,14 +138,12 @@ def _drifted(channel: str, block: UUID) -> AutomationCore:
             threshold=1,
             within=timedelta(0),
         ),
-        actions=[
-            SendNotification(
-                block_document_id=block,
-                subject="Nocturne: {{ event.payload.model }}: {{ event.payload.measure }} has moved",
-                body=_MOVED,
-            )
-        ],
+        actions=[_notify(block, "{{ event.payload.model }}: {{ event.payload.measure }} has moved", _MOVED)],
     )
+
+
+def _notify(block: UUID, subject: str, body: str) -> SendNotification:
+    return SendNotification(block_document_id=block, subject=f"Nocturne: {subject}", body=body)
 
 
 def _of(deployments: list[UUID]) -> ResourceSpecification:

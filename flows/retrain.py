@@ -62,7 +62,8 @@ def retrain(
         word = word_of_a_person(stores, recipe.name, evaluation, before, comparison, approval_hours)
     registered = registering.register(stores, package, evaluation, before, comparison, word, policy)
     watched(stores, (recipe.name,))
-    report = evaluating.report(stores, evaluation, before, registered, judged_without(stores, recipe, real, followed))
+    without = judged_without(stores, recipe, real, followed)
+    report = evaluating.report(stores, evaluation, before, registered, without, comparison)
     registering.attach(stores, registered, report)
 
     show_evaluation(stores, evaluation, registered, report)

@@ -13,9 +13,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
 from sqlalchemy.orm import Session, aliased
 
+from tasks.stores.catalog import by_parts
 from tasks.stores.tables import CorrectionRow, LabelRow, PredictionRow, VolumeRow
-
-_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +31,8 @@ def new_pairs(session: Session, labels: Sequence[str] | None) -> Iterator[Pair]:
     if labels is None:
         yield from _found(session)
     else:
-        for start in range(0, len(labels), _AT_ONCE):
-            yield from _found(session, LabelRow.label.in_(labels[start : start + _AT_ONCE]))
+        for part in by_parts(labels):
+            yield from _found(session, LabelRow.label.in_(part))
 
 
 def _found(session: Session, *where: ColumnElement[bool]) -> Iterator[Pair]:

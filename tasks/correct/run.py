@@ -92,7 +92,7 @@ def _named(stores: Stores, pairs: Sequence[Pair], told: dict[str, Returned]) -> 
         return set()
     objects = delivered_objects(stores.catalog, studies)
     wanted = {objects[uid] for uids in referring.values() for uid in uids if uid in objects}
-    rows = stores.catalog.find(AnalysisRow, AnalysisRow.analysis.in_(wanted))
+    rows = stores.catalog.among(AnalysisRow, AnalysisRow.analysis, wanted)
     said = {row.analysis: [str(key) for key in row.predictions] for row in rows}
     return {
         (label, prediction)

@@ -31,9 +31,10 @@ def report(
     champion: EvaluationRef | None,
     registered: Registered,
     without: EvaluationRef | None = None,
+    comparison: Comparison | None = None,
 ) -> Path:
     """One self-contained HTML file on what was learnt, how good it is, and what was decided.
 
-    `without` is of the same recipe without made images.
+    `without` is of the same recipe without made images; `comparison` with the champion, where it was made before.
     """
-    return summary.write(stores, evaluation, champion, registered, without)
+    return summary.write(stores, evaluation, champion, registered, without, comparison)

@@ -25,7 +25,6 @@ SHOWN: Final[Mapping[Kind, Collection[str]]] = {
     "detection": ("froc", "sensitivity", "false_positives"),
 }
 """What is told of a group."""
-_AT_ONCE = 500
 
 
 def traits_of(stores: Stores, asked: Evaluate, dataset: Dataset, cases: pd.DataFrame) -> dict[str, Traits]:
@@ -98,11 +97,7 @@ def _only(cases: pd.DataFrame, members: Collection[str]) -> pd.DataFrame:
 
 
 def _volumes(stores: Stores, keys: list[str]) -> dict[str, VolumeRow]:
-    found: dict[str, VolumeRow] = {}
-    for start in range(0, len(keys), _AT_ONCE):
-        rows = stores.catalog.find(VolumeRow, VolumeRow.volume.in_(keys[start : start + _AT_ONCE]))
-        found |= {row.volume: row for row in rows}
-    return found
+    return {row.volume: row for row in stores.catalog.among(VolumeRow, VolumeRow.volume, keys)}
 
 
 def _traits(

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from models.assembly import assemble
 from models.dataset import Dataset
-from models.evaluation import Evaluation
+from models.evaluation import Comparison, Evaluation
 from models.hashing import content_key
 from models.package import ModelPackage
 from models.plan import Outlier
@@ -44,10 +44,12 @@ def write(
     champion: EvaluationRef | None,
     registered: Registered,
     without: EvaluationRef | None = None,
+    comparison: Comparison | None = None,
 ) -> Path:
     """The HTML file, with the same as JSON and the cases as Parquet beside it.
 
-    Written once per evaluation, champion, decision, and evaluation without made images.
+    Written once per evaluation, champion, decision, and evaluation without made images. The `comparison` with the
+    champion is made here where it is not given.
     """
     decision = _decision(stores, ref, registered)
     told = [registered.action, list(registered.reasons), decision.number]
@@ -55,7 +57,7 @@ def write(
     key = content_key("report", FORMAT, ref.key, *others, told)
     if stores.evaluations.place.exists(key):
         return stores.evaluations.place.local(key) / REPORT_FILE
-    judged = _judged(stores, ref, champion, registered, without, decision)
+    judged = _judged(stores, ref, champion, registered, without, comparison, decision)
     report, pictures = compose(judged)
     return stores.evaluations.write_report(key, render(report, pictures), report, stores.evaluations.cases(ref.key))
 
@@ -66,6 +68,7 @@ def _judged(
     champion: EvaluationRef | None,
     registered: Registered,
     without: EvaluationRef | None,
+    comparison: Comparison | None,
     decision: Decision,
 ) -> Judged:
     evaluation = stores.evaluations.read(ref.key)
@@ -80,7 +83,7 @@ def _judged(
         champion=_package(stores, stores.evaluations.read(before.key)) if before else None,
         dataset=dataset,
         decision=decision,
-        comparison=compare(stores, before, ref) if before else None,
+        comparison=(comparison or compare(stores, before, ref)) if before else None,
         without=compare(stores, without, ref) if without else None,
         cases=stores.evaluations.cases(ref.key),
         characteristics={v.volume: _texts(v.characteristics or {}) for v in volumes},

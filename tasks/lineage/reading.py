@@ -10,7 +10,6 @@ from tasks.stores.catalog import Catalog
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_description
 
-KEYS_AT_ONCE: Final = 400
 FILES_LOOKED_AT: Final = 100
 """Of manifests and descriptions, the newest: where all of them are not asked for."""
 

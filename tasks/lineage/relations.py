@@ -14,7 +14,8 @@ from typing import Any, Final, Protocol
 from sqlalchemy import ColumnElement, SQLColumnExpression, String, cast, func, select
 
 from models.lineage import Direction, NodeKind
-from tasks.lineage.reading import KEYS_AT_ONCE, Reader
+from tasks.lineage.reading import Reader
+from tasks.stores.catalog import by_parts
 from tasks.stores.tables import (
     AlertRow,
     AnalysisRow,
@@ -70,8 +71,8 @@ class Columns:
 
     def find(self, reader: Reader, keys: Sequence[str], way: Direction, limit: int | None) -> Iterator[Found]:
         """Counted and ranked where the rows are: of ten thousand only `limit` are fetched."""
-        for start in range(0, len(keys), KEYS_AT_ONCE):
-            yield from self._part(reader, keys[start : start + KEYS_AT_ONCE], way, limit)
+        for part in by_parts(keys):
+            yield from self._part(reader, part, way, limit)
 
     def _part(self, reader: Reader, keys: Sequence[str], way: Direction, limit: int | None) -> Iterator[Found]:
         mine, other = (self.lower, self.upper) if way == "up" else (self.upper, self.lower)
@@ -157,7 +158,7 @@ def _planned_packages(reader: Reader, keys: Sequence[str]) -> Iterator[tuple[str
 
 
 def _planned(reader: Reader, where: Any, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for part in _parts(keys):
+    for part in by_parts(keys):
         query = (
             select(PackageRow.package, PlanRow.plan, PlanRow.document["recipe"].as_string())
             .join(PlanRow, PlanRow.dataset == PackageRow.dataset)
@@ -189,7 +190,7 @@ def _offspring(reader: Reader, keys: Sequence[str]) -> Iterator[tuple[str, str]]
 
 def _analyses(reader: Reader, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Of predictions: the analyses of their studies that list them."""
-    for part in _parts(keys):
+    for part in by_parts(keys):
         query = (
             select(PredictionRow.prediction, AnalysisRow.analysis, AnalysisRow.predictions)
             .join(VolumeRow, VolumeRow.volume == PredictionRow.volume)
@@ -227,14 +228,10 @@ def _deliveries(reader: Reader, keys: Sequence[str]) -> Iterator[tuple[str, str]
 
 def _columns(reader: Reader, first: Any, second: Any, where: Any, keys: Collection[str]) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
-    for part in _parts(sorted(keys)):
+    for part in by_parts(sorted(keys)):
         with reader.catalog.reading() as session:
             found += [(str(a), b) for a, b in session.execute(select(first, second).where(where.in_(part)))]
     return found
-
-
-def _parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    yield from (keys[start : start + KEYS_AT_ONCE] for start in range(0, len(keys), KEYS_AT_ONCE))
 
 
 _TABLE = LabelRow.source == "CSV"

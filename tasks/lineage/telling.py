@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from models.lineage import Fact, NodeKind
-from tasks.lineage.reading import KEYS_AT_ONCE, Reader
+from tasks.lineage.reading import Reader
 from tasks.stores.tables import (
     AlertRow,
     AnalysisRow,
@@ -51,10 +51,8 @@ class Table:
     def told(self, reader: Reader, keys: Sequence[str]) -> Iterator[tuple[str, Told]]:
         """Of those that have a row; of several, the newest's."""
         column = getattr(self.row, self.key)
-        for start in range(0, len(keys), KEYS_AT_ONCE):
-            where = column.in_([self.of(key) for key in keys[start : start + KEYS_AT_ONCE]])
-            for row in reader.catalog.find(self.row, where, order_by=self.newest):
-                yield str(getattr(row, self.key)), self.tell(row)
+        for row in reader.catalog.among(self.row, column, map(self.of, keys), order_by=self.newest):
+            yield str(getattr(row, self.key)), self.tell(row)
 
 
 def tell(reader: Reader, kind: NodeKind, keys: Sequence[str]) -> dict[str, Told]:

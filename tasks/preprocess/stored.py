@@ -142,8 +142,8 @@ def _modalities(stores: Stores, recipe: Recipe, dataset: Dataset) -> tuple[str, 
     found = []
     for place, channel in enumerate(recipe.images.channels):
         keys = [row.channels[place - 1] if place else row.volume for row in dataset.split("train")]
-        asked = sorted({key for key in keys if key}) if len(channel.modality) > 1 else []
-        rows = stores.catalog.find(VolumeRow, VolumeRow.volume.in_(asked)) if asked else []
+        asked = sorted({key for key in keys if key}) if len(channel.modality) > 1 else ()
+        rows = list(stores.catalog.among(VolumeRow, VolumeRow.volume, asked))
         found.append(_commonest(row.modality for row in rows) if rows else channel.modality[0])
     return tuple(found)
 

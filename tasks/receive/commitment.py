@@ -39,7 +39,7 @@ CLASS_CONFLICT: Final = 0x0119
 PROCESSING_FAILURE: Final = 0x0110
 _SUCCESS, _NO_SUCH_ACTION, _INVALID, _LIMITED = 0x0000, 0x0123, 0x0115, 0x0213
 MOST_REFERENCES: Final = 100_000
-_PENDING, _WORKERS, _SOME = 256, 4, 400
+_PENDING, _WORKERS = 256, 4
 _FLUSH_SECONDS, _CALL_SECONDS = 30.0, 10.0
 _RELEASE_SECONDS = 1.0  # a requester with an address of its own is given so long to end the association
 _PAUSES = (0.0, 2.0, 10.0, 30.0)
@@ -139,9 +139,8 @@ class Commitment:
 
     def _rows(self, sop_uids: Sequence[str]) -> dict[str, list[InstanceRow]]:
         found: dict[str, list[InstanceRow]] = {}
-        for start in range(0, len(sop_uids), _SOME):
-            for row in self._catalog.find(InstanceRow, InstanceRow.sop_uid.in_(sop_uids[start : start + _SOME])):
-                found.setdefault(row.sop_uid, []).append(row)
+        for row in self._catalog.among(InstanceRow, InstanceRow.sop_uid, sop_uids):
+            found.setdefault(row.sop_uid, []).append(row)
         return found
 
     def _on_disk(self, row: InstanceRow) -> bool:

@@ -13,13 +13,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
 from models.hashing import content_key
-from tasks.stores.catalog import Catalog
+from tasks.stores.catalog import Catalog, by_parts
 from tasks.stores.spool import Stored
 from tasks.stores.tables import ArrivalRow, CursorRow, InstanceRow, QuarantineRow, now
 
 STAGE: Final = "receive"
-_SOME = 400  # values in one IN
-_LARGEST = 2**31 - 1  # of the catalog's integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +78,7 @@ class Index:
         names = list(instances)
         found: set[str] = set()
         with self._catalog.reading() as session:
-            for start in range(0, len(names), _SOME):
-                part = names[start : start + _SOME]
+            for part in by_parts(names):
                 found |= set(session.scalars(select(InstanceRow.instance).where(InstanceRow.instance.in_(part))))
         return found
 
@@ -126,7 +123,7 @@ class Index:
             "study": stored.study,
             "sop_class": stored.sop_class,
             "modality": stored.modality,
-            "bytes": min(stored.bytes, _LARGEST),
+            "bytes": stored.bytes,
             "source": self._source,
             "received_at": news.at,
         }
@@ -153,8 +150,8 @@ class Index:
     def _flag_conflicts(self, session: Session, sop_uids: set[str]) -> None:
         studies: set[str] = set()
         names = sorted(sop_uids)
-        for start in range(0, len(names), _SOME):
-            studies |= set(session.scalars(self._find_conflicts, {"names": names[start : start + _SOME]}))
+        for part in by_parts(names):
+            studies |= set(session.scalars(self._find_conflicts, {"names": part}))
         for study in sorted(studies):
             count = select(func.count(InstanceRow.sop_uid.distinct())).where(InstanceRow.study == study, _twice())
             found = session.scalar(count)

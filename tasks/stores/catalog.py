@@ -7,27 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Engine, create_engine, event, func, inspect, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import InstrumentedAttribute, Session, sessionmaker
 
 from models.errors import IntegrityError, ServiceUnavailableError, SettingsError, StoreBusyError
 from tasks.stores.locks import held
 from tasks.stores.tables import Base
 
 HEAD = "0004"
+KEYS_AT_ONCE: Final = 400
+"""Values in one IN: databases bound how many."""
 BUSY_SECONDS = 30
 
 Row = TypeVar("Row", bound=Base)
+Key = TypeVar("Key")
 
 
 class Catalog:
@@ -79,6 +82,18 @@ class Catalog:
         query = query.order_by(order_by) if order_by is not None else query
         with self.reading() as session:
             return session.scalars(query.limit(limit) if limit else query).all()
+
+    def among(
+        self,
+        kind: type[Row],
+        column: InstrumentedAttribute[Any],
+        keys: Iterable[Any],
+        *where: ColumnElement[bool],
+        order_by: Any = None,
+    ) -> Iterator[Row]:
+        """The rows whose `column` is one of `keys`, however many; in `order_by` within each part of them."""
+        for part in by_parts(keys):
+            yield from self.find(kind, column.in_(part), *where, order_by=order_by)
 
     def count(self, kind: type[Row], *where: ColumnElement[bool]) -> int:
         """How many rows meet every condition."""
@@ -152,6 +167,12 @@ class Catalog:
             return
         with held(Path(f"{self.url.database}.{what}.lock")):
             yield
+
+
+def by_parts(keys: Iterable[Key]) -> Iterator[Sequence[Key]]:
+    """So many at a time as one query may ask for."""
+    wanted = list(keys)
+    return (wanted[start : start + KEYS_AT_ONCE] for start in range(0, len(wanted), KEYS_AT_ONCE))
 
 
 def _with_driver(url: str) -> str:

@@ -56,13 +56,8 @@ class Vault:
 
     def get_many(self, kind: str, keys: Iterable[str]) -> dict[str, Any]:
         """Those records that exist."""
-        wanted = list(keys)
-        found: dict[str, Any] = {}
-        for start in range(0, len(wanted), 500):
-            part = wanted[start : start + 500]
-            rows = self._catalog.find(VaultRow, VaultRow.kind == kind, VaultRow.key.in_(part))
-            found |= {row.key: self._open(row) for row in rows}
-        return found
+        rows = self._catalog.among(VaultRow, VaultRow.key, keys, VaultRow.kind == kind)
+        return {row.key: self._open(row) for row in rows}
 
     def remove(self, kind: str, key: str) -> None:
         """Forget one record."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -19,15 +16,13 @@ from models.refs import CaseRef
 from models.volume import Mask, Segment, Volume
 from tasks.evaluate.run import evaluate_package
 from tasks.predict.run import predict_volumes
-from tasks.predict.warm import WARM
-from tasks.preprocess import stored
 from tasks.preprocess.stored import plan_training, prepare_planned
 from tasks.stores.datasets import record_of
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_description
 from tasks.stores.tables import PlanRow, PredictionRow
 from tasks.train.stored import train_package
-from tests.tasks.predict.samples import a_volume, stores_at
+from tests.tasks.predict.samples import a_volume
 from tests.tasks.train.samples import ball
 
 RECIPE = """
@@ -52,13 +47,8 @@ ema = 0
 
 
 @pytest.fixture
-def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[Stores]:
-    monkeypatch.setattr(stored, "compute_client", lambda *_: nullcontext())
-    WARM.forget()
-    stores = stores_at(tmp_path)
-    yield stores
-    stores.catalog.close()
-    WARM.forget()
+def stores(house_of_one: Stores) -> Stores:
+    return house_of_one
 
 
 def a_patient(stores: Stores, number: int, split: str) -> DatasetRow:

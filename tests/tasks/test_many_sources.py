@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +21,10 @@ from tasks.ingest.labels.run import LabelIngestor
 from tasks.ingest.labels.table import import_csv
 from tasks.ingest.run import Ingestor, IngestRules
 from tasks.predict.run import checks, choose_volumes, findings, predict_volumes
-from tasks.predict.warm import WARM
-from tasks.preprocess import stored
 from tasks.preprocess.stored import plan_training, prepare_planned
 from tasks.stores.house import Stores
 from tasks.stores.tables import PlanRow, PredictionRow, SeriesRow, StudyRow, VolumeRow
 from tasks.train.stored import train_package
-from tests.tasks.predict.samples import stores_at
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = """
@@ -49,14 +44,8 @@ features = [4, 8]
 
 
 @pytest.fixture
-def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[Stores]:
-    """An empty installation; what is prepared is prepared here, since a cluster takes longer to start."""
-    monkeypatch.setattr(stored, "compute_client", lambda *_: nullcontext())
-    WARM.forget()
-    stores = stores_at(tmp_path)
-    yield stores
-    stores.catalog.close()
-    WARM.forget()
+def stores(house_of_one: Stores) -> Stores:
+    return house_of_one
 
 
 def learnt(stores: Stores, recipe: Recipe) -> tuple[PackageRef, Plan, Evaluation]:

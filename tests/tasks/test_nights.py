@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +17,12 @@ from models.plan import Plan
 from models.recipe import Recipe
 from models.refs import DatasetRef, PackageRef, PlanRef
 from tasks.ingest.build import build_dataset
-from tasks.preprocess import stored
 from tasks.preprocess.stored import plan_training, prepare_planned
 from tasks.stores.house import Stores
 from tasks.stores.packages import digest, read_description, read_package
 from tasks.stores.tables import LabelRow, PlanRow, SplitRow
 from tasks.train.stored import train_package
-from tests.tasks.predict.samples import a_volume, stores_at
+from tests.tasks.predict.samples import a_volume
 
 RECIPE = """
 name = "squares"
@@ -80,13 +77,10 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[House]:
-    monkeypatch.setattr(stored, "compute_client", lambda *_: nullcontext())
-    stores = stores_at(tmp_path)
-    made = House(stores)
+def house(house_of_one: Stores) -> House:
+    made = House(house_of_one)
     made.patients(range(24))
-    yield made
-    stores.catalog.close()
+    return made
 
 
 def test_the_champion_goes_on_with_what_is_new_and_rests_when_nothing_is(house: House) -> None:
