@@ -37,8 +37,8 @@ types: $(READY)
 layers: $(READY)
 	@$(BIN)/lint-imports
 
-bench: $(READY)  ## Time the stages beside what a user would pick instead
-	@for script in benchmarks/*.py; do case $$script in */_*) ;; *) echo "== $$script"; $(BIN)/python $$script || exit 1;; esac; done
+bench: .venv-peers/.ready  ## Time the stages beside what a user would pick instead (STAGES: some; WRITE=1: into docs/benchmarks.md)
+	@$(BIN)/python benchmarks $(STAGES) --peers .venv-peers/bin/python $(if $(WRITE),--write)
 
 .venv-peers/.ready: $(READY)
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

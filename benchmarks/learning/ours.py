@@ -10,6 +10,7 @@ import json
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,8 @@ from contest import Contest  # noqa: E402
 
 from tasks.evaluate.run import evaluate_package  # noqa: E402
 from tasks.ingest.build import build_dataset  # noqa: E402
+from tasks.preprocess import stored  # noqa: E402
+from tasks.preprocess.dryrun import step_seconds  # noqa: E402
 from tasks.preprocess.stored import plan_training, prepare_planned  # noqa: E402
 from tasks.stores.packages import read_description  # noqa: E402
 from tasks.train import execution, loop  # noqa: E402
@@ -32,6 +35,7 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     # The recipe's minutes are minutes of CPU here, as the others' are: what else the machine does costs nobody steps.
     loop.time = execution.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
+    stored.step_seconds = partial(step_seconds, clock=time.process_time)
     contest = Contest(name, Path(data), Path(work))
     changes = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in more)}
     recipe = contest.recipe(network__name=network, train__minutes=float(minutes), **changes)
