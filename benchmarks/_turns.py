@@ -54,7 +54,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Goal:
-    """`peer` takes at least `times` as much of `what` as ours; below 1: ours may take up to 1 / `times` of the peer's."""
+    """`peer` takes at least `times` as much of `what` as ours; below 1: ours may take 1 / `times` of it."""
 
     peer: str
     times: float
