@@ -7,7 +7,7 @@ WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types layers bench bench-learning clean
+.PHONY: help setup demo test test-faults lint types layers bench bench-learning clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: $(READY)  ## Run the main job end to end on a phantom cohort (embedded, no
 
 test: lint types layers  ## Check style, types and layers, then run all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -rs
+
+test-faults: $(READY)  ## Inject every fault of docs/trust.md at its full length, and write its table (hours)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fault --full --trust docs/trust.md -n $(WORKERS) --dist loadfile -rs
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -8,6 +8,16 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.matrix import (  # noqa: F401 - hooks and fixtures
+    figure,
+    pytest_addoption,
+    pytest_configure,
+    pytest_runtest_logreport,
+    pytest_runtest_setup,
+    pytest_sessionfinish,
+    times,
+)
+
 # The same examples each time, however slow the machine: a change is judged by itself. For others than these:
 # pytest --hypothesis-profile=default --hypothesis-seed=7
 settings.register_profile(

@@ -91,6 +91,7 @@ def test_what_crashes_again_and_again_is_left(deployed: Served) -> None:
     assert deployed.states(run).count("AwaitingRetry") == 2
 
 
+@pytest.mark.fault("stores/prefect")
 def test_a_server_that_is_away_is_told_and_its_runs_are_not_judged_when_it_returns(
     deployed: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_server_that_is_away_is_told_and_its_runs_are_not_judged_when_it_retur
     until(lambda: watchdog.look() or deployed.run(run)["state_name"] == "Crashed", "the watchdog's notice")
 
 
+@pytest.mark.fault("stores/prefect")
 def test_a_run_that_went_on_while_the_server_was_away_is_not_started_a_second_time(deployed: Served) -> None:
     run = deployed.start("long work/by-hand", key="going on")
     crashed = {"type": "CRASHED", "message": SILENT}

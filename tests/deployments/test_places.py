@@ -43,12 +43,14 @@ def test_compose_starts_every_process(compose: dict[str, Any], tmp_path: Path) -
         assert compose["services"][name]["command"] == ["run", name]
 
 
+@pytest.mark.fault("access/loopback")
 def test_compose_publishes_on_loopback_alone(compose: dict[str, Any]) -> None:
     ports = [port for service in compose["services"].values() for port in service.get("ports", ())]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+@pytest.mark.fault("access/secrets")
 def test_compose_names_settings_that_exist_and_no_password(compose: dict[str, Any], tmp_path: Path) -> None:
     monkeyed = Settings(home=tmp_path)
     for service in compose["services"].values():

@@ -9,8 +9,6 @@ import pytest
 from tasks.cohort.write import write_cohort
 from tests.faults.night import Home
 
-pytestmark = pytest.mark.faults
-
 
 def in_ingest(home: Home) -> bool:
     return len(home.rows("volumes")) >= 2
@@ -33,6 +31,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cohort(tmp_path_factory.mktemp("cohort") / "demo", patients=10, broken=1).incoming
 
 
+@pytest.mark.fault("stores/killed")
 def test_a_night_killed_at_every_stage_ends_as_if_undisturbed(cohort: Path, tmp_path: Path) -> None:
     calm, killed = Home(tmp_path / "calm", cohort), Home(tmp_path / "killed", cohort)
     calm.finish()

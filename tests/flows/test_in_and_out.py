@@ -126,6 +126,7 @@ def test_a_late_slice_makes_a_new_version_and_one_more_run(hospital: Hospital, t
     assert len(hospital.runs(whole)) == 2
 
 
+@pytest.mark.fault("stores/prefect")
 def test_a_prefect_server_that_was_away_starts_every_run_once(hospital: Hospital, tmp_path: Path) -> None:
     hospital.stop("prefect")
     studies = [study(tmp_path, number) for number in (5, 6, 7)]
@@ -142,6 +143,7 @@ def test_a_prefect_server_that_was_away_starts_every_run_once(hospital: Hospital
     assert [len([r for r in hospital.results(one) if r.Modality == "SEG"]) for one in studies] == [1, 1, 1]
 
 
+@pytest.mark.fault("deliver/pacs")
 def test_a_pacs_that_was_down_gets_exactly_one_copy(hospital: Hospital, tmp_path: Path) -> None:
     hospital.pacs.stop()
     one = study(tmp_path, 8)

@@ -34,6 +34,7 @@ def test_everything_that_is_needed_is_started(tmp_path: Path) -> None:
     assert found["prefect"].endswith("-m flows run prefect")
 
 
+@pytest.mark.fault("access/loopback")
 def test_servers_listen_on_loopback_and_hide_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(servers.os, "execve", lambda path, command, env: started.append((command, env)))
@@ -56,6 +57,7 @@ def test_what_lies_elsewhere_is_not_started_and_what_is_watched_is(tmp_path: Pat
     assert list(sections(settings)) == ["deploy", "listener", "watch", "relay", "worker", "arrivals"]
 
 
+@pytest.mark.fault("access/secrets")
 def test_no_password_is_among_the_arguments(tmp_path: Path) -> None:
     settings = Settings(
         home=tmp_path / "50%",

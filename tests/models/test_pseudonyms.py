@@ -76,6 +76,7 @@ def test_nothing_has_no_pseudonym(call: object) -> None:
         call(" \0")  # type: ignore[operator]
 
 
+@pytest.mark.fault("access/secrets")
 def test_the_secret_must_be_whole_and_stays_secret() -> None:
     with pytest.raises(SettingsError):
         Pseudonymizer(b"short")

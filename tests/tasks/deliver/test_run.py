@@ -140,6 +140,7 @@ def assert_one_copy(post: Post, orthanc: Orthanc) -> None:
 BOTH = pytest.mark.parametrize("kind", ["dicom", "dicomweb"])
 
 
+@pytest.mark.fault("deliver/pacs")
 @BOTH
 def test_sent_twice_is_there_once(post: Post, orthanc: Orthanc, kind: str) -> None:
     orthanc.know(OURS, free_port())
@@ -154,6 +155,7 @@ def test_sent_twice_is_there_once(post: Post, orthanc: Orthanc, kind: str) -> No
     assert_one_copy(post, orthanc)
 
 
+@pytest.mark.fault("deliver/pacs")
 @BOTH
 def test_a_pacs_that_is_down_gets_it_later(post: Post, orthanc: Orthanc, kind: str) -> None:
     destination = to_orthanc(orthanc, kind)
@@ -174,6 +176,7 @@ def test_a_pacs_that_is_down_gets_it_later(post: Post, orthanc: Orthanc, kind: s
     assert post.dispatcher(destination).run_due() == 0
 
 
+@pytest.mark.fault("deliver/pacs")
 def test_a_lost_answer_to_c_store(post: Post, orthanc: Orthanc) -> None:
     orthanc.know(OURS, free_port())
     direct = to_orthanc(orthanc, "dicom")
@@ -187,6 +190,7 @@ def test_a_lost_answer_to_c_store(post: Post, orthanc: Orthanc) -> None:
     assert_one_copy(post, orthanc)
 
 
+@pytest.mark.fault("deliver/pacs")
 def test_a_lost_answer_to_stow(post: Post, orthanc: Orthanc) -> None:
     direct = to_orthanc(orthanc, "dicomweb")
     with losing_answers(orthanc.http_port, lambda data: False) as port:
@@ -199,6 +203,7 @@ def test_a_lost_answer_to_stow(post: Post, orthanc: Orthanc) -> None:
     assert_one_copy(post, orthanc)
 
 
+@pytest.mark.fault("deliver/pacs", "stores/killed")
 def test_a_process_that_is_killed_between_sending_and_writing_it_down(post: Post, orthanc: Orthanc) -> None:
     orthanc.know(OURS, free_port())
     destination = to_orthanc(orthanc, "dicom")
@@ -253,6 +258,7 @@ def test_our_objects_are_known_before_the_first_one_leaves(post: Post) -> None:
     assert known == [True, True]
 
 
+@pytest.mark.fault("deliver/pacs")
 def test_two_senders_at_once_send_once(post: Post) -> None:
     with running(Pacs()) as pacs:
         destination = by_dimse(pacs.port)

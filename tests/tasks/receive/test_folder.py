@@ -92,6 +92,7 @@ def test_a_folder_that_appears_later_is_found(house: House, inbox: Path) -> None
     assert watcher.look() == 1
 
 
+@pytest.mark.fault("files/half-written")
 def test_a_file_is_taken_only_when_it_rests(house: House, inbox: Path, clock: Clock) -> None:
     (whole,) = write(inbox.parent / "elsewhere", instance())
     content = whole.read_bytes()
@@ -108,6 +109,7 @@ def test_a_file_is_taken_only_when_it_rests(house: House, inbox: Path, clock: Cl
     assert house.catalog.count(QuarantineRow) == 0
 
 
+@pytest.mark.fault("files/half-written")
 def test_a_file_written_to_while_it_is_copied_is_not_kept(
     house: House, inbox: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +142,7 @@ def test_names_of_files_in_the_making_wait(house: House, inbox: Path) -> None:
     assert watcher.look() == len(names)
 
 
+@pytest.mark.fault("files/links")
 def test_links_pipes_and_sockets_are_never_followed(house: House, inbox: Path, tmp_path: Path) -> None:
     (outside,) = write(tmp_path / "outside", instance())
     (inbox / "link.dcm").symlink_to(outside)
@@ -150,6 +153,7 @@ def test_links_pipes_and_sockets_are_never_followed(house: House, inbox: Path, t
     assert house.catalog.count(QuarantineRow) == 0
 
 
+@pytest.mark.fault("files/links")
 def test_a_link_put_in_place_after_the_look_is_not_followed(
     house: House, inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +208,7 @@ def test_what_is_not_dicom_is_told_once_and_stays(house: House, inbox: Path) -> 
     assert sorted(p.name for p in inbox.iterdir()) == [f"{PATIENT}.txt", "empty.dcm", "study.zip"]
 
 
+@pytest.mark.fault("files/uids")
 def test_an_instance_without_usable_uids_is_set_aside_with_its_reason(house: House, inbox: Path) -> None:
     write(inbox, instance(StudyInstanceUID=""))
     watcher = house.watcher()

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.components import free_port, until
+from tests.matrix import Figure, Times
 from tests.tasks.receive.killing import Killed, listens
 from tests.tasks.receive.serve import SECRET
 
@@ -16,10 +19,13 @@ def serve(home: Path, port: int) -> list[str]:
     return [sys.executable, "-m", "tests.tasks.receive.serve", str(home), str(port)]
 
 
-def test_what_was_acknowledged_survives_kills_at_random_moments(tmp_path: Path) -> None:
-    acknowledged, lost = Killed(tmp_path, serve, SECRET).run(5, 2)
+@pytest.mark.fault("receive/listener-killed")
+def test_what_was_acknowledged_survives_kills_at_random_moments(tmp_path: Path, times: Times, figure: Figure) -> None:
+    kills = times(5, full=50)
+    acknowledged, lost = Killed(tmp_path, serve, SECRET).run(kills, 2)
+    figure(f"{kills} kills, {acknowledged} acknowledged, {lost} lost")
     assert lost == 0
-    assert acknowledged >= 5 * 4
+    assert acknowledged >= kills * 4
     assert not [path for path in tmp_path.rglob("*.dcm") if path.stat().st_size < 1000]
 
 

@@ -153,6 +153,7 @@ def test_every_storage_class_is_offered() -> None:
         assert contexts[uid].transfer_syntax[0] == ExplicitVRLittleEndian
 
 
+@pytest.mark.fault("receive/other-pixels")
 def test_one_uid_with_other_bytes_is_kept_twice_and_flagged(
     listen: Listen, reception: Reception, catalog: Catalog
 ) -> None:
@@ -168,6 +169,7 @@ def test_one_uid_with_other_bytes_is_kept_twice_and_flagged(
     assert (found.waiting, found.conflicts) == (2, 1)
 
 
+@pytest.mark.fault("receive/uid-mismatch")
 def test_what_cannot_be_filed_is_set_aside_and_the_association_goes_on(
     listen: Listen, reception: Reception, catalog: Catalog, spool: Spool
 ) -> None:
@@ -213,6 +215,7 @@ def send_as(assoc: Association, ds: Dataset, sop_instance: str) -> Dataset:
     return found
 
 
+@pytest.mark.fault("receive/disk-full")
 def test_a_full_disk_fails_the_instance_and_not_the_association(
     listen: Listen, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +241,7 @@ def test_a_full_disk_fails_the_instance_and_not_the_association(
     assert not list(spool.root.rglob("*.part"))
 
 
+@pytest.mark.fault("receive/disk-full")
 def test_a_disk_that_is_really_full(catalog: Catalog, pseudonymizer: Pseudonymizer, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -265,6 +269,7 @@ def test_a_disk_that_is_really_full(catalog: Catalog, pseudonymizer: Pseudonymiz
         subprocess.run(["umount", "--lazy", str(small)], check=True)
 
 
+@pytest.mark.fault("receive/endless")
 def test_an_instance_that_is_too_large_is_refused_and_the_next_one_is_not(listen: Listen, spool: Spool) -> None:
     listener = listen(max_instance_bytes=1 << 20)
     with associated(listener) as assoc:
@@ -276,6 +281,7 @@ def test_an_instance_that_is_too_large_is_refused_and_the_next_one_is_not(listen
     assert listener.figures()["received"] == 3
 
 
+@pytest.mark.fault("receive/watermark")
 def test_below_the_watermark_no_association_is_accepted(listen: Listen, spool: Spool) -> None:
     listener = listen(free_bytes=1 << 62)
     done = sent("echoscu", listener, "")
@@ -301,6 +307,7 @@ def test_a_spool_that_is_away_rejects_instead_of_accepting(
         assert assoc.is_established
 
 
+@pytest.mark.fault("receive/unknown-caller")
 @pytest.mark.parametrize(
     ("callers", "accepted"),
     [
@@ -319,6 +326,7 @@ def test_only_callers_on_the_list_get_in(listen: Listen, callers: list[Caller], 
             assert assoc.send_c_echo().Status == 0
 
 
+@pytest.mark.fault("receive/unknown-caller")
 def test_an_address_that_no_caller_has_is_cut_off_at_once(listen: Listen) -> None:
     listener = listen(callers=[Caller(ae_title="SCU", addresses=("10.0.0.0/8",))])
     with socket.create_connection(("127.0.0.1", listener.port), timeout=PATIENCE) as probe:

@@ -47,6 +47,7 @@ def arrival(catalog: Catalog, study: str) -> ArrivalRow:
     return found
 
 
+@pytest.mark.fault("receive/resend")
 def test_rows_follow_and_a_resend_changes_nothing(reception: Reception, catalog: Catalog) -> None:
     first = instance()
     study = first.StudyInstanceUID
@@ -65,6 +66,7 @@ def test_rows_follow_and_a_resend_changes_nothing(reception: Reception, catalog:
     assert catalog.count(InstanceRow) == 2
 
 
+@pytest.mark.fault("receive/other-pixels")
 def test_one_uid_with_two_contents_is_flagged_and_both_are_kept(reception: Reception, catalog: Catalog) -> None:
     ds = instance()
     study = take(reception, ds).study
@@ -253,6 +255,7 @@ def test_closing_writes_what_is_pending(catalog: Catalog, spool: Spool, pseudony
     assert catalog.get(InstanceRow, stored.instance)
 
 
+@pytest.mark.fault("stores/locked")
 def test_a_locked_catalog_is_waited_for(
     tmp_path: Path, spool: Spool, pseudonymizer: Pseudonymizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,18 +65,21 @@ def authority(tmp_path: Path) -> Authority:
 # -- the five faults of pynetdicom 3.0.4 --------------------------------------------------------------------------
 
 
+@pytest.mark.fault("receive/handshake")
 def test_a_silent_peer_on_the_tls_port_blocks_nobody(listen: Listen, authority: Authority) -> None:
     port = listen(tls=authority.issue("listener"), network_seconds=PATIENCE).port
     with connect(port), connect(port):
         assert echoes(port, (client(authority.issue("sender")), "127.0.0.1"))
 
 
+@pytest.mark.fault("receive/handshake")
 def test_a_silent_peer_on_the_tls_port_is_cut_off(listen: Listen, authority: Authority) -> None:
     port = listen(tls=authority.issue("listener"), network_seconds=0.5).port
     with connect(port) as silent:
         assert ended(silent) == b""
 
 
+@pytest.mark.fault("receive/huge-pdu")
 @pytest.mark.parametrize("kind", [1, 4, 5, 7])
 def test_a_pdu_that_claims_four_gigabytes_is_refused_by_its_header(listen: Listen, kind: int) -> None:
     listener = listen()
@@ -86,6 +89,7 @@ def test_a_pdu_that_claims_four_gigabytes_is_refused_by_its_header(listen: Liste
     assert echoes(listener.port)
 
 
+@pytest.mark.fault("receive/huge-pdu")
 def test_within_an_association_a_pdu_is_bounded_by_what_was_announced(listen: Listen) -> None:
     listener = listen(max_pdu_bytes=4096)
     with associated(listener) as assoc:
@@ -95,6 +99,7 @@ def test_within_an_association_a_pdu_is_bounded_by_what_was_announced(listen: Li
         until(lambda: assoc.is_aborted, "the association to be aborted")
 
 
+@pytest.mark.fault("receive/partial-pdu")
 @pytest.mark.parametrize("begun", [b"", b"\1", b"\1\0\0\0", struct.pack(">BBL", 1, 0, 200) + b"abc"])
 def test_what_has_begun_and_does_not_go_on_is_closed(listen: Listen, begun: bytes) -> None:
     listener = listen(network_seconds=1)
@@ -104,6 +109,7 @@ def test_what_has_begun_and_does_not_go_on_is_closed(listen: Listen, begun: byte
     until(lambda: listener.figures()["connections"] == 0, "the connection to be counted out")
 
 
+@pytest.mark.fault("receive/slow")
 def test_a_peer_that_drips_bytes_is_closed_too(listen: Listen) -> None:
     listener = listen(network_seconds=1)
     with connect(listener.port) as peer:
@@ -119,6 +125,7 @@ def dripped(peer: socket.socket) -> bool:
     return False
 
 
+@pytest.mark.fault("receive/idle")
 def test_idle_connections_of_one_address_leave_room_for_others(listen: Listen) -> None:
     listener = listen(associations=8, associations_per_peer=2, network_seconds=2 * PATIENCE)
     with ExitStack() as held:
@@ -139,6 +146,7 @@ def test_idle_connections_of_one_address_leave_room_for_others(listen: Listen) -
 # -- TLS ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("receive/certificate")
 def test_only_a_certificate_of_our_authority_gets_in(listen: Listen, authority: Authority, tmp_path: Path) -> None:
     port = listen(tls=authority.issue("listener")).port
     mine = authority.issue("sender")
@@ -264,6 +272,7 @@ def begun_on(listener: Listener, begun: threading.Event) -> Iterator[Association
     pytest.fail("no instance has begun")
 
 
+@pytest.mark.fault("receive/sender-killed")
 @pytest.mark.parametrize("ending", ["close", "abort", "silence"])
 def test_an_instance_that_breaks_off_leaves_nothing(
     listen: Listen, spool: Spool, ending: str, monkeypatch: pytest.MonkeyPatch
@@ -313,6 +322,7 @@ def test_fragments_of_any_size_make_the_same_instance(listen: Listen, spool: Spo
     spool.verify(path)
 
 
+@pytest.mark.fault("receive/plain-on-tls")
 def test_noise_of_every_kind_does_not_harm_the_listener(listen: Listen) -> None:
     listener = listen(associations=200, associations_per_peer=100, network_seconds=PATIENCE)
     rng = random.Random(11)
