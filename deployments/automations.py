@@ -16,6 +16,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from deployments.names import ARRIVALS, SILENT, TAG
 from deployments.notifications import channels
 from models.settings import Settings
+from tasks.receive import watermark
 from tasks.receive.relay import EVENT, RESOURCE
 from tasks.stores import alerts
 
@@ -33,6 +34,9 @@ State: {{ flow_run.state.name }}
 _MOVED: Final = """{{ event.payload.measure }} ({{ event.payload.kind }}): {{ event.payload.told }}
 Looked at: the last {{ event.payload.cases }} cases
 See: nocturne drift {{ event.payload.model }}"""
+_FULL: Final = """Free under the spool: {{ (event.payload.free_bytes / 1e9) | round(1) }} GB; \
+{{ (event.payload.wanted_bytes / 1e9) | round(1) }} GB must stay free (listener.free_bytes).
+No association is accepted until then: senders keep what they have. Free space, or move `spool` to a larger disk."""
 
 
 def automate(
@@ -62,6 +66,7 @@ def _wanted(settings: Settings, deployments: Mapping[str, UUID], asking: Collect
     for channel, block in channels(settings.notify):
         yield _failed(channel, block, list(deployments.values()))
         yield _drifted(channel, block)
+        yield _full(channel, block)
 
 
 def _arrival(deployment: UUID) -> AutomationCore:
@@ -127,18 +132,30 @@ def _failed(channel: str, block: UUID, deployments: list[UUID]) -> AutomationCor
 
 
 def _drifted(channel: str, block: UUID) -> AutomationCore:
+    about = "{{ event.payload.model }}: {{ event.payload.measure }} has moved"
+    return _told_of(
+        alerts.EVENT, f"{alerts.RESOURCE}*", "a model's data have moved", channel, _notify(block, about, _MOVED)
+    )
+
+
+def _full(channel: str, block: UUID) -> AutomationCore:
+    action = _notify(block, "the spool is full, studies are refused", _FULL)
+    return _told_of(watermark.EVENT, watermark.RESOURCE, "the spool is full", channel, action)
+
+
+def _told_of(event: str, resource: str, what: str, channel: str, action: SendNotification) -> AutomationCore:
     return AutomationCore(
-        name=f"nocturne: a model's data have moved ({channel})",
-        description=f"Told by {channel}, once for each alert.",
+        name=f"nocturne: {what} ({channel})",
+        description=f"Told by {channel}, once for each event.",
         tags=[TAG],
         trigger=EventTrigger(
-            expect={alerts.EVENT},
-            match=ResourceSpecification({"prefect.resource.id": f"{alerts.RESOURCE}*"}),
+            expect={event},
+            match=ResourceSpecification({"prefect.resource.id": resource}),
             posture=Posture.Reactive,
             threshold=1,
             within=timedelta(0),
         ),
-        actions=[_notify(block, "{{ event.payload.model }}: {{ event.payload.measure }} has moved", _MOVED)],
+        actions=[action],
     )
 
 

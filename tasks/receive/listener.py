@@ -30,6 +30,7 @@ from tasks.receive.commitment import Commitment, Requester
 from tasks.receive.reception import Reception
 from tasks.receive.transport import Address, Gate, Server, tls_context
 from tasks.receive.upper_layer import Incoming, Limits, StoreRequest
+from tasks.receive.watermark import Watermark
 from tasks.stores.catalog import Catalog
 from tasks.stores.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 
@@ -70,6 +71,7 @@ class Listener:
         self._commitment = Commitment(
             reception, catalog, pseudonymizer, ae_title=settings.ae_title, requesters=requesters or {}
         )
+        self._watermark = Watermark(reception.spool, catalog, settings.free_bytes)
         self._gate = Gate(settings.associations, settings.associations_per_peer)
         self._figures: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -161,8 +163,7 @@ class Listener:
         if self._settings.callers and not any(_is(caller, title, assoc.peer) for caller in self._settings.callers):
             log.warning("an association is rejected: a caller that is not on the list")
             return _NOT_RECOGNISED
-        if self._reception.spool.free_bytes() < self._settings.free_bytes:
-            log.warning("an association is rejected: less than %d bytes are free", self._settings.free_bytes)
+        if not self._watermark.holds():
             return _CONGESTION
         if self._server is None or not self._server.admit(assoc):
             log.warning("an association is rejected: too many at once")

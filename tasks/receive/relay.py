@@ -1,7 +1,7 @@
 """From the outbox to Prefect: each event is posted until the server has acknowledged it.
 
 The server is spoken to by HTTP (`POST /events`): Prefect's own client returns normally where a server is down. The
-event's id is a function of the study version or the alert that it tells of, so that a repeat is the same event.
+event's id is a function of the study version, the alert or the hour that it tells of: a repeat is the same event.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Final
 import httpx
 
 from models.errors import NotFoundError
+from tasks.receive import watermark
 from tasks.stores import alerts
 from tasks.stores.catalog import Catalog
 from tasks.stores.outbox import Message, Outbox
@@ -66,7 +67,9 @@ class EventRelay:
         return False
 
     def _event(self, message: Message) -> dict[str, Any]:
-        return self._drifted(message) if "alert" in message.payload else self._arrived(message)
+        if "alert" in message.payload:
+            return self._drifted(message)
+        return _full(message) if "spool" in message.payload else self._arrived(message)
 
     def _drifted(self, message: Message) -> dict[str, Any]:
         key = str(message.payload["alert"])
@@ -101,6 +104,17 @@ class EventRelay:
         }
 
 
+def _full(message: Message) -> dict[str, Any]:
+    spool = message.payload["spool"]
+    return {
+        "id": str(event_id(message.message)),
+        "occurred": spool["hour"],
+        "event": watermark.EVENT,
+        "resource": {"prefect.resource.id": watermark.RESOURCE, "prefect.resource.name": "spool"},
+        "payload": spool,
+    }
+
+
 def event_id(key: str) -> uuid.UUID:
-    """The id of the event that tells of a study version or an alert."""
+    """The id of the event that tells of a study version, an alert, or a message of its own."""
     return uuid.uuid5(_EVENTS, key)

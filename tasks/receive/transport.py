@@ -2,8 +2,8 @@
 
 What pynetdicom 3.0.4 leaves open and is closed here: the TLS handshake runs in the connection's own thread with a
 time-out, so that a silent peer blocks nobody; a PDU's length is checked before memory is taken; what has begun and does
-not go on is closed; connections are counted per address, whether or not they ever ask for an association; and a disk
-that is full fails one instance instead of the association.
+not go on is closed; connections are counted per address, whether or not they ever ask for an association, and the
+silent ones make room for others; and a disk that is full fails one instance instead of the association.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from io import BytesIO
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import cycle
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 Address = IPv4Address | IPv6Address
 SPARE_CONNECTIONS: Final = 4
 """Connections beyond the associations that are allowed: they can be refused in words instead of being cut off."""
+SILENT_SECONDS: Final = 0.5
+"""After which a connection that has asked for nothing may have to make room."""
 _LOOK_SECONDS = 0.1  # how often a quiet association looks at its timers
 
 log = logging.getLogger(__name__)
@@ -101,6 +104,11 @@ class Gate:
         """An association on a connection; False where there are too many."""
         return self._add(self._admitted, peer, 0)
 
+    def crowded(self, peer: Address) -> bool:
+        """Whether this address has as many connections as one may have."""
+        with self._lock:
+            return self._connected[peer] >= self._most_per_peer + SPARE_CONNECTIONS
+
     def leave(self, peer: Address, *, admitted: bool) -> None:
         """The connection is closed."""
         with self._lock:
@@ -115,6 +123,22 @@ class Gate:
                 return False
             counted[peer] += 1
             return True
+
+
+@dataclass(eq=False)
+class Entrance:
+    """A connection that was let in, from its first moment: it may not have said anything yet."""
+
+    peer: Address
+    socket: socket.socket
+    since: float = field(default_factory=monotonic)
+    cut: bool = False
+
+    def close(self) -> None:
+        """End the connection under whoever reads from it."""
+        self.cut = True
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
 
 class Connection(AssociationSocket):
@@ -196,11 +220,11 @@ class _Messages(DIMSEServiceProvider):
 class AcceptedAssociation(Association):
     """An association that a peer asked for, over our upper layer."""
 
-    def __init__(self, server: Server, client: socket.socket, peer: Address) -> None:
+    def __init__(self, server: Server, client: socket.socket, entrance: Entrance) -> None:
         super().__init__(server.ae, MODE_ACCEPTOR)
         self.daemon = True
         self._server = self._listening = server
-        self.peer, self._client = peer, client
+        self.entrance, self._client = entrance, client
         self.admitted = False
         limits = server.limits
         self.dul = _Layer(self, limits, server.store, lambda: self.connection.wake())
@@ -217,6 +241,11 @@ class AcceptedAssociation(Association):
         self.dul.to_user_queue = _Told(checkpoint.news)
         self.connection = Connection(self, client)
         self.set_socket(self.connection)
+
+    @property
+    def peer(self) -> Address:
+        """Where it comes from."""
+        return self.entrance.peer
 
     def run_reactor(self) -> None:
         """The association's life."""
@@ -293,7 +322,7 @@ class _Handler(RequestHandler):
 
     def _create_association(self) -> Association:
         server, remote = self.server, AddressInformation.from_tuple(self.client_address)
-        assoc = AcceptedAssociation(server, self.request, plain_address(self.client_address[0]))
+        assoc = AcceptedAssociation(server, self.request, server.entrances[self.client_address])
         assoc.name = f"AcceptorThread@{remote.port}"
         assoc.acceptor.maximum_length = server.limits.max_pdu_bytes
         assoc.acceptor.ae_title = server.ae_title
@@ -335,6 +364,7 @@ class Server(ThreadedAssociationServer):
         self.turned_away = 0
         self._allowed, self._tls = allowed, tls
         self._living: set[AcceptedAssociation] = set()
+        self.entrances: dict[Any, Entrance] = {}  # by the peer's address and port, the oldest first
         self._lock = threading.Lock()
         # Without pynetdicom's TLS: it shakes hands in the thread that accepts.
         super().__init__(ae, address, ae.ae_title, contexts, request_handler=_Handler)
@@ -355,30 +385,59 @@ class Server(ThreadedAssociationServer):
         """Its connection is closed."""
         with self._lock:
             self._living.discard(assoc)
-            self.gate.leave(assoc.peer, admitted=assoc.admitted)
+            self._left(assoc.entrance, admitted=assoc.admitted)
 
     def admit(self, assoc: AcceptedAssociation) -> bool:
         """Count it as an association; False where there are too many or it has gone."""
         with self._lock:
-            assoc.admitted = assoc in self._living and self.gate.admit(assoc.peer)
+            there = assoc in self._living and not assoc.entrance.cut
+            assoc.admitted = there and self.gate.admit(assoc.peer)
             return assoc.admitted
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether a connection may stay; nothing has been read from it."""
         peer = plain_address(client_address[0])
-        if self._allowed(peer) and self.gate.enter(peer):
+        if self._allowed(peer) and (self.gate.enter(peer) or (self._make_room(peer) and self.gate.enter(peer))):
+            with self._lock:
+                self.entrances[client_address] = Entrance(peer, request)
             return True
         self.turned_away += 1
         return False
 
+    def _make_room(self, peer: Address) -> bool:
+        """Cut the oldest connection that has asked for nothing: whoever only connects must not keep others out.
+
+        One of the same address, where that address has too many.
+        """
+        crowded, now = self.gate.crowded(peer), monotonic()
+        with self._lock:
+            asked = {assoc.entrance for assoc in self._living if assoc.admitted}
+            for entrance in self.entrances.values():
+                silent = entrance not in asked and not entrance.cut and now - entrance.since > SILENT_SECONDS
+                if silent and (not crowded or entrance.peer == peer):
+                    self.gate.leave(entrance.peer, admitted=False)
+                    entrance.close()
+                    return True
+        return False
+
+    def _left(self, entrance: Entrance, *, admitted: bool) -> None:
+        """Count it out, once. The lock is held."""
+        for address, there in list(self.entrances.items()):
+            if there is entrance:
+                del self.entrances[address]
+        if not entrance.cut:
+            self.gate.leave(entrance.peer, admitted=admitted)
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Shake hands, then hand the connection to an association."""
+        entrance = self.entrances[client_address]
         try:
-            self.finish_request(self._secured(request), client_address)
+            self.finish_request(self._secured(entrance), client_address)
         except Exception as error:  # noqa: BLE001 one peer's connection must not end the listener
             log.info("a connection came to nothing (%s)", type(error).__name__)
-            self.gate.leave(plain_address(client_address[0]), admitted=False)
-            self.shutdown_request(request)
+            with self._lock:
+                self._left(entrance, admitted=False)
+            self.shutdown_request(entrance.socket)
 
     def service_actions(self) -> None:
         """pynetdicom collects garbage here; our associations leave none that could not wait."""
@@ -397,13 +456,15 @@ class Server(ThreadedAssociationServer):
             if assoc.dul.ident is not None:  # it has been started
                 assoc.dul.join(1.0)
 
-    def _secured(self, request: socket.socket) -> socket.socket:
-        seconds = self.limits.network_seconds
+    def _secured(self, entrance: Entrance) -> socket.socket:
+        seconds, request = self.limits.network_seconds, entrance.socket
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         request.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if self._tls:
             request.settimeout(seconds)
-            return self._tls.wrap_socket(request, server_side=True)
+            entrance.socket = wrapped = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+            wrapped.do_handshake()
+            return wrapped
         # The system's own time-outs: Python's ask with poll() before every call, and let go of the interpreter twice.
         wait = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
         request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)

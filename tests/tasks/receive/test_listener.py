@@ -32,6 +32,7 @@ from models.pseudonyms import Pseudonymizer
 from tasks.receive import listener as listener_module
 from tasks.receive.listener import Listener, supported_contexts
 from tasks.receive.reception import Reception
+from tasks.receive.relay import EventRelay
 from tasks.stores import spool as spool_module
 from tasks.stores.catalog import Catalog
 from tasks.stores.spool import Spool
@@ -39,6 +40,7 @@ from tasks.stores.tables import ArrivalRow, InstanceRow, QuarantineRow
 from tests.components import needs, until
 from tests.tasks.receive.peer import PATIENCE, associate, sender
 from tests.tasks.receive.samples import encoded, instance, write
+from tests.tasks.receive.test_relay import Server
 
 ENVIRONMENT = os.environ | {"TCP_NODELAY": "1"}
 Listen = Callable[..., Listener]
@@ -282,7 +284,7 @@ def test_an_instance_that_is_too_large_is_refused_and_the_next_one_is_not(listen
 
 
 @pytest.mark.fault("receive/watermark")
-def test_below_the_watermark_no_association_is_accepted(listen: Listen, spool: Spool) -> None:
+def test_below_the_watermark_no_association_is_accepted_and_it_is_told_once(listen: Listen, catalog: Catalog) -> None:
     listener = listen(free_bytes=1 << 62)
     done = sent("echoscu", listener, "")
     assert done.returncode != 0
@@ -290,6 +292,13 @@ def test_below_the_watermark_no_association_is_accepted(listen: Listen, spool: S
     assert listener.figures()["rejected"] == 1
     with associated(listener) as assoc:
         assert assoc.is_rejected
+    server = Server()
+    relay = EventRelay(catalog, server.api)
+    assert 1 <= relay.run_due() <= 2  # twice where the hour has just ended
+    relay.close()
+    server.shutdown()
+    assert server.posted[0]["event"] == "nocturne.spool.full"
+    assert server.posted[0]["payload"]["wanted_bytes"] == 1 << 62
 
 
 def test_a_spool_that_is_away_rejects_instead_of_accepting(

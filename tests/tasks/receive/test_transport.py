@@ -18,6 +18,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from models.errors import SettingsError
 from models.hospital import Tls
+from tasks.receive import transport
 from tasks.receive.listener import Listener
 from tasks.receive.transport import SPARE_CONNECTIONS, Gate, plain_address, tls_context
 from tasks.receive.upper_layer import PDU_TOLERANCE
@@ -125,8 +126,8 @@ def dripped(peer: socket.socket) -> bool:
     return False
 
 
-@pytest.mark.fault("receive/idle")
-def test_idle_connections_of_one_address_leave_room_for_others(listen: Listen) -> None:
+def test_connections_of_one_address_leave_room_for_others(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "SILENT_SECONDS", 2 * PATIENCE)
     listener = listen(associations=8, associations_per_peer=2, network_seconds=2 * PATIENCE)
     with ExitStack() as held:
         for _ in range(2 + SPARE_CONNECTIONS):
@@ -141,6 +142,27 @@ def test_idle_connections_of_one_address_leave_room_for_others(listen: Listen) -
             ended(other)
     until(lambda: listener.figures()["connections"] == 0, "connections that were closed to be counted out")
     assert echoes(listener.port)
+
+
+@pytest.mark.fault("receive/idle")
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "TLS"])
+def test_whoever_only_connects_makes_room_for_whoever_asks(
+    listen: Listen, authority: Authority, monkeypatch: pytest.MonkeyPatch, secured: bool
+) -> None:
+    monkeypatch.setattr(transport, "SILENT_SECONDS", 0.0)
+    tls = authority.issue("listener") if secured else None
+    listener = listen(associations=4, associations_per_peer=4, network_seconds=2 * PATIENCE, tls=tls)
+    with ExitStack() as held:
+        for n in range(4 + 2 * SPARE_CONNECTIONS):
+            held.enter_context(connect(listener.port, source=f"127.0.0.{1 + n % 4}"))
+        until(lambda: listener.figures()["connections"] == 4 + 2 * SPARE_CONNECTIONS, "the connections to be counted")
+        assert echoes(listener.port, (client(authority.issue("sender")), "127.0.0.1") if secured else None)
+        with associated(listener) if not secured else ExitStack() as asked:
+            for _ in range(8):
+                held.enter_context(connect(listener.port))
+            assert secured or status(asked, instance()) == 0  # who has asked stays
+    until(lambda: listener.figures()["connections"] == 0, "connections that were closed to be counted out")
+    assert listener.figures()["associations"] == 0
 
 
 # -- TLS ----------------------------------------------------------------------------------------------------------
