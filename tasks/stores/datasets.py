@@ -46,8 +46,9 @@ class DatasetStore:
 
         Raises NotFoundError, IntegrityError.
         """
+        folder = self.place.local(key)
         try:
-            frame = pd.read_parquet(self.place.local(key) / ROWS, columns=["volume", "label", "channels"])
+            frame = pd.read_parquet(folder / ROWS, columns=["volume", "label", "channels"])
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(key, f"cannot be read ({type(error).__name__})") from error
         beside = (str(volume) for told in frame["channels"] for volume in told if volume)

@@ -37,8 +37,9 @@ class EvaluationStore:
 
     def read(self, key: str) -> Evaluation:
         """The figures. Raises NotFoundError, IntegrityError."""
+        folder = self.place.local(key)
         try:
-            return Evaluation.from_json((self.place.local(key) / _EVALUATION).read_bytes())
+            return Evaluation.from_json((folder / _EVALUATION).read_bytes())
         except (OSError, ValueError) as error:
             raise _damaged(key) from error
 
@@ -46,15 +47,17 @@ class EvaluationStore:
         """The per-case table. Raises NotFoundError, IntegrityError."""
         import pandas as pd
 
+        folder = self.place.local(key)
         try:
-            return pd.read_parquet(self.place.local(key) / CASES_FILE)
+            return pd.read_parquet(folder / CASES_FILE)
         except (OSError, ValueError) as error:
             raise _damaged(key) from error
 
     def pictures(self, key: str) -> tuple[Picture, ...]:
         """The pictures. Raises NotFoundError, IntegrityError."""
+        folder = self.place.local(key)
         try:
-            packed = json.loads((self.place.local(key) / _PICTURES).read_text(encoding="utf-8"))
+            packed = json.loads((folder / _PICTURES).read_text(encoding="utf-8"))
             return tuple(Picture(**{**p, "data": base64.b64decode(p["data"])}) for p in packed)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise _damaged(key) from error

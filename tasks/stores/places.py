@@ -1,4 +1,4 @@
-"""A place holds named folders of files: a local folder, or any object store that fsspec reaches.
+"""A place holds named folders of files: a local folder, or an object store (`remote.py`).
 
 Things are written under `.staging`, synced, and published whole under their key; a reader never sees half a thing,
 and a killed writer leaves only what `sweep` removes. Publishing a key that is there already keeps the first: keys
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -18,15 +17,12 @@ from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from models.errors import IntegrityError, NotFoundError, ServiceUnavailableError, SettingsError
+from models.errors import NotFoundError, SettingsError
 
 STAGING = ".staging"
-_CACHE = ".cache"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SYNCING = 8
-_FETCHING = tuple(threading.Lock() for _ in range(64))
 
 
 class Place(ABC):
@@ -76,17 +72,13 @@ class Place(ABC):
         """
         gone = []
         for folder in (self._scratch / STAGING).glob("*"):
-            if _age(folder) > older_than_seconds:
+            if age_of(folder) > older_than_seconds:
                 shutil.rmtree(folder, ignore_errors=True)
                 gone.append(f"{STAGING}/{folder.name}")
-        for key in list(self.keys()):
-            if key not in known and self._age(key) > older_than_seconds:
-                self.remove(key)
-                gone.append(key)
-        return gone
+        return [*gone, *self._sweep(known, older_than_seconds)]
 
     @abstractmethod
-    def _age(self, key: str) -> float: ...
+    def _sweep(self, known: Container[str], older_than_seconds: float) -> Iterator[str]: ...
 
 
 def open_place(url: str, *, scratch: Path | None = None) -> Place:
@@ -94,6 +86,8 @@ def open_place(url: str, *, scratch: Path | None = None) -> Place:
     if "::" in url:
         raise SettingsError("chained URLs are refused", where="place", hint="name one folder or one fsspec URL")
     if "://" in url and not url.startswith("file://"):
+        from tasks.stores.remote import RemotePlace  # which is a Place itself
+
         return RemotePlace(url, scratch or Path.home() / ".cache" / "nocturne")
     return LocalPlace(Path(url.removeprefix("file://")))
 
@@ -107,7 +101,7 @@ class LocalPlace(Place):
         self._root.mkdir(parents=True, exist_ok=True)
 
     def _path(self, key: str) -> Path:
-        return self._root / _sound(key)[:2] / key
+        return self._root / sound_key(key)[:2] / key
 
     def publish(self, staged: Path, key: str) -> None:
         target = self._path(key)
@@ -146,112 +140,22 @@ class LocalPlace(Place):
             if fan.is_dir() and not fan.name.startswith("."):
                 yield from sorted(entry.name for entry in fan.iterdir() if entry.is_dir())
 
-    def _age(self, key: str) -> float:
-        return _age(self._path(key))
+    def _sweep(self, known: Container[str], older_than_seconds: float) -> Iterator[str]:
+        for key in list(self.keys()):
+            if key not in known and age_of(self._path(key)) > older_than_seconds:
+                self.remove(key)
+                yield key
 
 
-class RemotePlace(Place):
-    """An object store. A marker object, written last, publishes; readers look for it first."""
-
-    _MARKER = ".published"
-
-    def __init__(self, url: str, scratch: Path) -> None:
-        import fsspec
-
-        self.url = url.rstrip("/")
-        self._scratch = scratch / uuid.uuid5(uuid.NAMESPACE_URL, self.url).hex
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        self._fs: Any
-        try:
-            # No listing is remembered: another machine may publish at any time.
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except (ValueError, ImportError) as error:
-            raise SettingsError(f"no such kind of object store: {error}", where="place") from None
-
-    def _path(self, key: str) -> str:
-        return f"{self._root}/{_sound(key)[:2]}/{key}"
-
-    def _cached(self, key: str) -> Path:
-        return self._scratch / _CACHE / _sound(key)
-
-    def publish(self, staged: Path, key: str) -> None:
-        if self.exists(key):
-            return
-        files = [p for p in staged.rglob("*") if p.is_file()]
-        with _reaching(self.url):
-            for file in files:
-                self._fs.put_file(str(file), f"{self._path(key)}/{file.relative_to(staged).as_posix()}")
-            self._fs.pipe_file(f"{self._path(key)}/{self._MARKER}", str(len(files)).encode())
-
-    def exists(self, key: str) -> bool:
-        with _reaching(self.url):
-            return bool(self._fs.exists(f"{self._path(key)}/{self._MARKER}"))
-
-    def local(self, key: str) -> Path:
-        cached = self._cached(key)
-        if not cached.is_dir():
-            # Threads that want the same key fetch it once.
-            with _FETCHING[uuid.uuid5(uuid.NAMESPACE_OID, key).int % len(_FETCHING)]:
-                if not cached.is_dir():
-                    self._fetch(key, cached)
-        return cached
-
-    def _fetch(self, key: str, cached: Path) -> None:
-        if not self.exists(key):
-            raise NotFoundError("is not in the store", where=key, hint="`nocturne doctor` compares catalog and stores")
-        with self.staging() as folder, _reaching(self.url):
-            self._fs.get(f"{self._path(key)}/", str(folder), recursive=True)
-            marker = folder / self._MARKER
-            expected = marker.read_text()
-            marker.unlink()
-            if str(sum(p.is_file() for p in folder.rglob("*"))) != expected:
-                raise IntegrityError("some of its files are missing in the object store", where=key)
-            cached.parent.mkdir(exist_ok=True)
-            try:
-                folder.rename(cached)
-            except OSError:  # another process was faster
-                if not cached.is_dir():
-                    raise
-
-    def location(self, key: str) -> str:
-        return f"{self.url}/{_sound(key)[:2]}/{key}"
-
-    def remove(self, key: str) -> None:
-        shutil.rmtree(self._cached(key), ignore_errors=True)
-        with _reaching(self.url):
-            if self.exists(key):
-                self._fs.rm_file(f"{self._path(key)}/{self._MARKER}")  # first: half a thing must not be seen
-            if self._fs.exists(self._path(key)):
-                self._fs.rm(self._path(key), recursive=True)
-
-    def keys(self) -> Iterator[str]:
-        with _reaching(self.url):
-            found = self._fs.glob(f"{self._root}/*/*/{self._MARKER}")
-        yield from sorted(path.rsplit("/", 2)[1] for path in found)
-
-    def _age(self, key: str) -> float:
-        with _reaching(self.url):
-            info = self._fs.info(f"{self._path(key)}/{self._MARKER}")
-        stamp = info.get("LastModified") or info.get("created") or info.get("mtime")
-        return time.time() - (stamp.timestamp() if hasattr(stamp, "timestamp") else float(stamp or 0))
-
-
-@contextmanager
-def _reaching(url: str) -> Iterator[None]:
-    try:
-        yield
-    except (ConnectionError, TimeoutError) as error:
-        raise ServiceUnavailableError("the object store does not answer", where=url) from error
-
-
-def _sound(key: str) -> str:
+def sound_key(key: str) -> str:
     """`key`, if it is one: nothing that climbs out of the place, nothing that an object store expands."""
     if not _KEY.fullmatch(key):
         raise NotFoundError(f"{key!r} is no key")
     return key
 
 
-def _age(path: Path) -> float:
+def age_of(path: Path) -> float:
+    """Seconds since the file or folder was changed; 0 where it is gone."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from tasks.stores.catalog import Catalog
+from tests.objects import object_store  # noqa: F401
 
 
 @dataclass

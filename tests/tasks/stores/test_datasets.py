@@ -13,6 +13,7 @@ from models.dataset import Dataset
 from models.errors import IntegrityError, NotFoundError, SchemaError
 from tasks.stores.datasets import HEADER, ROWS, DatasetStore
 from tests.models.test_dataset import row
+from tests.objects import place_url
 
 
 def dataset() -> Dataset:
@@ -23,10 +24,9 @@ def dataset() -> Dataset:
     return Dataset("livers", "segmentation", ("liver", "Läsion"), rows)
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> DatasetStore:
-    url = str(tmp_path / "datasets") if request.param == "folder" else f"memory://{tmp_path.name}"
-    return DatasetStore(url, scratch=tmp_path / "scratch")
+    return DatasetStore(place_url(request, tmp_path), scratch=tmp_path / "scratch")
 
 
 def test_round_trip(store: DatasetStore) -> None:

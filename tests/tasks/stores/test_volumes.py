@@ -17,16 +17,15 @@ from models.errors import IntegrityError, NotFoundError
 from models.geometry import Geometry
 from models.volume import Mask, Segment, Volume
 from tasks.stores.volumes import VolumeStore
+from tests.objects import place_url
 
 KEY = "ab" + "0" * 30
 TILTED = np.array([[0, 0.1, 0.7, -120.5], [0.2, 0.69, 0, 33.25], [2.5, 0, 0, -900.125], [0, 0, 0, 1]])
 
 
-@pytest.fixture(params=["folder", "object store"])
+@pytest.fixture(params=["folder", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> VolumeStore:
-    if request.param == "folder":
-        return VolumeStore(str(tmp_path / "volumes"))
-    return VolumeStore(f"memory://bucket-{uuid.uuid4().hex}", scratch=tmp_path / "scratch")
+    return VolumeStore(place_url(request, tmp_path), scratch=tmp_path / "scratch")
 
 
 def a_volume(shape: tuple[int, ...] = (5, 40, 30), dtype: str = "int16", seed: int = 0) -> Volume:
