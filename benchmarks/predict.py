@@ -1,37 +1,37 @@
-"""A segmentation from stored voxels to a label map on the same grid, beside MONAI's sliding window.
+"""A segmentation from stored voxels to a label map on the same grid, beside MONAI's and nnU-Net's sliding windows.
 
-    python benchmarks/predict.py [--threads N] [--repeat N] [--only 200|tall|warm] [--precision fp32|bf16]
+    python benchmarks/predict.py [--peers PYTHON] [--threads N] [--repeat N] [--only CASE …] [--quick]
 
-In one run, each contender in a process of its own, the same tiny network, tile and overlap: ours is the predictor as
-it serves (normalise, tiles, blending, labels, mean confidence); MONAI's is its sliding window as documented (float32
-image, Gaussian weights, argmax). `tall` is 1000 × 512 × 512; it also runs ours through another spacing and back. Memory
-is the peak beyond what the process held with its volume and network loaded; CPU time counts where other work runs on
-the machine. `warm` is one study of the demo's size through the whole room, catalog and mask included. Prints Markdown
-tables; read the ratios.
+In one run, each contestant in a process of its own, the same network, tile, overlap and precision: ours is the
+predictor as it serves (normalise, tiles, blending, labels, mean confidence); MONAI's is its sliding window as
+documented (float32 image, Gaussian weights, argmax); nnU-Net's is its predictor without mirroring, which computes in
+float32 on a CPU and is given the normalised image. `unet` is dominated by the network, `tiny` by everything else;
+`tall` is 1000 × 512 × 512, and takes minutes: `--quick` leaves it out. Memory is the peak beyond what a process held
+with its image and network loaded; CPU seconds count where other work runs on the machine. `warm` is one study of the
+demo's size through the whole room, catalog and mask included.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
+from _served import serve
+from _turns import ROOT, Goal, Served, Taken, Turn, arguments, table
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.geometry import Geometry
 from models.networks import build
 from models.package import ModelPackage
-from models.plan import Normalisation
+from models.plan import NetworkPlan, Normalisation
 from tasks.imaging.device import autocast, has_bf16
 from tasks.imaging.predictor import Predictor
 from tests.tasks.imaging.test_predictor import described
@@ -40,8 +40,23 @@ from tests.tasks.train.samples import balls
 TILE = (96, 96, 96)
 LOW, HIGH, MEAN, STD = -160.0, 240.0, 60.0, 80.0
 CLASSES = ("one", "two", "three")
-CASES = {"200": ((200, 200, 200), 0.5), "tall": ((1000, 512, 512), 0.25)}
-CONTENDERS = ("ours fp32", "MONAI fp32", "ours bf16", "MONAI bf16")
+FASTER, LEANER = 1.2, 3.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is compared. `features`: of a U-Net; without, two convolutions."""
+
+    shape: tuple[int, int, int]
+    overlap: float
+    features: tuple[int, ...] = ()
+
+
+CASES = {
+    "unet": Case((200, 200, 200), 0.25, (16, 32, 64, 128)),
+    "tiny": Case((200, 200, 200), 0.5),
+    "tall": Case((1000, 512, 512), 0.25),
+}
 
 
 def volume(shape: tuple[int, int, int]) -> np.ndarray:
@@ -56,99 +71,117 @@ def volume(shape: tuple[int, int, int]) -> np.ndarray:
     return result
 
 
-def network() -> nn.Module:
+def normalised(image: np.ndarray) -> np.ndarray:
+    """float32, as nnU-Net does it for CT."""
+    values = np.clip(image.astype(np.float32), LOW, HIGH)
+    values -= MEAN
+    values /= STD
+    return values
+
+
+def network(case: Case) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.LeakyReLU(0.01), nn.Conv3d(4, 1 + len(CLASSES), 1)).eval()
+    channels = 1 + len(CLASSES)
+    if case.features:
+        plan = NetworkPlan(name="unet", dimensions=3, in_channels=1, out_channels=channels, features=case.features)
+        return build(plan).eval()
+    return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.LeakyReLU(0.01), nn.Conv3d(4, channels, 1)).eval()
 
 
-def package(overlap: float, spacing: tuple[float, float, float] | None) -> ModelPackage:
+def package(overlap: float) -> ModelPackage:
     base = described(balls())
     how = Normalisation(scheme="ct", low=LOW, high=HIGH, mean=MEAN, std=STD)
-    prepare = base.plan.prepare.model_copy(update={"spacing": spacing, "normalisation": (how,)})
+    prepare = base.plan.prepare.model_copy(update={"spacing": None, "normalisation": (how,)})
     infer = base.plan.infer.model_copy(update={"tile": TILE, "overlap": overlap})
     plan = base.plan.model_copy(update={"classes": CLASSES, "prepare": prepare, "infer": infer})
     return base.model_copy(update={"plan": plan})
 
 
-# -- the contenders, each in a process of its own ---------------------------------------------------------------
+# -- the contestants, each in a process of its own --------------------------------------------------------------
 
 
-def ours(
-    image: np.ndarray, overlap: float, precision: str, spacing: tuple[float, float, float] | None
-) -> Callable[[], np.ndarray]:
-    described = package(overlap, spacing)
+def ours(case: Case, image: np.ndarray, precision: str) -> Callable[[], np.ndarray]:
+    described = package(case.overlap)
     weights = build(described.plan.network).state_dict()
     predictor = Predictor(described, weights, "cpu", precision=precision)  # type: ignore[arg-type]
-    predictor.network = network()
+    predictor.network = network(case)
     grid = Geometry.from_spacing(image.shape, (1.0, 1.0, 1.0))
     return lambda: predictor.segment(image, grid).labels
 
 
-def monai(image: np.ndarray, overlap: float, precision: str) -> Callable[[], np.ndarray]:
+def monai(case: Case, image: np.ndarray, precision: str) -> Callable[[], np.ndarray]:
     from monai.inferers.inferer import SlidingWindowInferer
 
-    inferer, net = SlidingWindowInferer(TILE, 1, overlap, mode="gaussian", sigma_scale=0.125), network()
+    inferer, net = SlidingWindowInferer(TILE, 1, case.overlap, mode="gaussian", sigma_scale=0.125), network(case)
 
     def run() -> np.ndarray:
-        values = np.clip(image.astype(np.float32), LOW, HIGH)
-        values -= MEAN
-        values /= STD
         with torch.inference_mode(), autocast(torch.device("cpu"), precision):  # type: ignore[arg-type]
-            logits = inferer(torch.from_numpy(values)[None, None], net)
+            logits = inferer(torch.from_numpy(normalised(image))[None, None], net)
             return logits.argmax(1)[0].to(torch.uint8).numpy()
 
     return run
 
 
-def child(who: str, case: str) -> None:
-    """One contender once: seconds, peak MB beyond the start, and how many voxels each class got."""
-    shape, overlap = CASES[case]
-    image, (name, precision, *spacing) = volume(shape), who.split()
-    other = tuple(map(float, spacing)) or None
-    run = ours(image, overlap, precision, other) if name == "ours" else monai(image, overlap, precision)  # type: ignore[arg-type]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
-    before, begun, worked = memory("VmRSS"), time.perf_counter(), time.process_time()
-    labels = run()
-    seconds, cpu = time.perf_counter() - begun, time.process_time() - worked
-    peak = memory("VmHWM") - before  # counting the voxels below takes more than predicting them
-    counts = np.bincount(labels.ravel(), minlength=1 + len(CLASSES)).tolist()
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak, "voxels": counts}))
+def child(case: Case, who: str, precision: str, labels: str) -> None:
+    """One contestant, served; its last labels are kept."""
+    run = {"ours": ours, "monai": monai}[who](case, volume(case.shape), precision)
+    found: list[np.ndarray] = []
+
+    def work() -> None:
+        found[:] = [run()]
+
+    serve(work)
+    np.save(labels, found[0])
 
 
-def memory(what: str) -> float:
-    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(what))
-    return int(line.split()[1]) / 1024
+# -- the comparison ---------------------------------------------------------------------------------------------
 
 
-# -- the tables -------------------------------------------------------------------------------------------------
+def compare(name: str, precision: str, threads: int, repeat: int, peers: Path | None) -> str:
+    """Markdown: CPU seconds and memory of one case in one precision."""
+    case, me = CASES[name], [sys.executable, __file__, "--threads", threads, "--child", name]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        at = Path(folder)
+        commands = {
+            "Nocturne": [*me, "ours", precision, at / "Nocturne.npy"],
+            "MONAI": [*me, "monai", precision, at / "MONAI.npy"],
+        }
+        if peers is not None and precision == "fp32":
+            torch.jit.trace(network(case), torch.zeros(1, 1, *TILE)).save(str(at / "network.pt"))
+            np.save(at / "image.npy", normalised(volume(case.shape)))
+            given = [at / "network.pt", at / "image.npy", ",".join(map(str, TILE)), case.overlap, 1 + len(CLASSES)]
+            script = ROOT / "benchmarks" / "peers" / "predict.py"
+            commands["nnU-Net"] = [peers, script, *given, at / "nnU-Net.npy", "--threads", threads]
+        served = {who: stack.enter_context(Served(*command)) for who, command in commands.items()}
+        found: dict[str, list[Turn]] = {who: [] for who in served}
+        for number in range(repeat):  # a turn is many tiles: it needs no other to warm up
+            for who, process in served.items():
+                print(f"{name} {precision} {number + 1}/{repeat} {who}", file=sys.stderr)
+                found[who].append(process())
+        stack.close()
+        labels = {who: np.load(at / f"{who}.npy") for who in served}
+        equal = {who: f"{(them == labels['Nocturne']).mean():.4f}" for who, them in labels.items()}
+    return _told(name, precision, {who: Taken(tuple(them)) for who, them in found.items()}, equal)
 
 
-def table(case: str, threads: int, repeat: int, precisions: list[str]) -> None:
-    contenders = [who for who in CONTENDERS if who.split()[1] in precisions]
-    if case == "tall":
-        contenders.append(f"ours {precisions[-1]} 1.5 1.5 1.5")
-    found: dict[str, list[dict]] = {who: [] for who in contenders}
-    for _ in range(repeat):
-        for who in contenders:  # in turn, so that a busy machine is busy for all
-            command = [sys.executable, __file__, "--threads", str(threads), "--child", who, "--only", case]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found[who].append(json.loads(done.stdout.splitlines()[-1]))
-    shape, overlap = CASES[case]
-    print(f"\n{' × '.join(map(str, shape))}, {1 + len(CLASSES)} classes, tile {TILE[0]}³, overlap {overlap:g}\n")
-    print("| | s | CPU s | peak MB | CPU time, MONAI's = 1 | memory, MONAI's = 1 | same voxels per class |")
-    print("|---|---|---|---|---|---|---|")
-    for who, runs in found.items():
-        peer = found[f"MONAI {who.split()[1]}"]
-        seconds, cpu, peak = (statistics.median(run[key] for run in runs) for key in ("seconds", "cpu", "peak"))
-        theirs = [statistics.median(run[key] for run in peer) for key in ("cpu", "peak")]
-        moved = sum(abs(a - b) for a, b in zip(runs[0]["voxels"], peer[0]["voxels"], strict=True)) / 2
-        print(
-            f"| {who} | {seconds:.1f} | {cpu:.1f} | {peak:.0f} | {cpu / theirs[0]:.2f} | {peak / theirs[1]:.2f} "
-            f"| {1 - moved / np.prod(shape):.4f} |"
+def _told(name: str, precision: str, taken: dict[str, Taken], equal: dict[str, str]) -> str:
+    case = CASES[name]
+    million = sum(p.numel() for p in network(case).parameters()) / 1e6
+    what = f"a U-Net of {million:.1f} million parameters" if case.features else "two convolutions"
+    memory = [Goal(who, LEANER, "peak_mb") for who in taken] if name == "tall" else []
+    goals = [*(Goal(who, FASTER, "cpu_seconds") for who in taken if who != "Nocturne"), *memory]
+    size = " × ".join(map(str, case.shape))
+    return "\n".join(
+        (
+            f"\n**{size}, {what}, {precision}**, tile {TILE[0]}³, overlap {case.overlap:g}\n",
+            table(taken, goals, what="cpu_seconds", unit="CPU s", remarks=equal, remark="equal labels"),
+            "",
+            table(taken, goals, what="peak_mb", unit="peak MB"),
         )
+    )
 
 
-def warm(repeat: int) -> None:
+def warm(repeat: int) -> str:
     """A study of the demo's size, from its reference to the committed analysis."""
     from tasks.predict.run import analyse
     from tasks.predict.warm import predictor_for
@@ -163,35 +196,39 @@ def warm(repeat: int) -> None:
         for number in range(repeat + 1):
             study = f"2.25.{number}"
             grid = Geometry.from_spacing((40, 72, 72), (1.0, 1.0, 1.0))
-            image = volume(grid.shape)
-            volume_ref = a_volume(stores, image, grid, study=study)
+            volume_ref = a_volume(stores, volume(grid.shape), grid, study=study)
             version = a_study(stores, study)
             begun = time.perf_counter()
             analyse(stores, version, ref, [volume_ref], name="balls", model_version="1")
             took.append(time.perf_counter() - begun)
-        print("\nOne study of 40 × 72 × 72, from its reference to the committed analysis\n")
-        print(f"load the model: {loaded:.2f} s; first: {took[0]:.2f} s; warm: {statistics.median(took[1:]):.2f} s")
         stores.catalog.close()
+    return (
+        "\nOne study of 40 × 72 × 72, from its reference to the committed analysis: "
+        f"model loaded in {loaded:.2f} s; the first {took[0]:.2f} s; those after it {median(took[1:]):.2f} s."
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--only", choices=[*CASES, "warm"])
+    parser = arguments(__doc__)
+    parser.set_defaults(repeat=1)
+    parser.add_argument("--only", nargs="+", choices=[*CASES, "warm"], default=[*CASES, "warm"])
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: fp32, and bf16 where it is native")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.child:
-        child(options.child, options.only)
+    parser.add_argument("--quick", action="store_true", help="without the tall scan")
+    parser.add_argument("--child", nargs=4, help="(a contestant: case, name, precision, file for its labels)")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.child:
+        case, *rest = given.child
+        child(CASES[case], *rest)
         return
-    precisions = [options.precision] if options.precision else ["fp32", *(["bf16"] if has_bf16("cpu") else [])]
-    for case in CASES:
-        if options.only in (None, case):
-            table(case, options.threads, options.repeat if case != "tall" else 1, precisions)
-    if options.only in (None, "warm"):
-        warm(options.repeat)
+    print(f"`python benchmarks/predict.py{' --peers PYTHON' if given.peers else ''}` ({given.threads} thread each)")
+    precisions = [given.precision] if given.precision else ["fp32", *(["bf16"] if has_bf16("cpu") else [])]
+    for name in CASES:
+        if name in given.only and not (name == "tall" and given.quick):
+            for precision in precisions:
+                print(compare(name, precision, given.threads, given.repeat, given.peers), flush=True)
+    if "warm" in given.only:
+        print(warm(max(3, given.repeat)))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from models.plan import Activation, IntTriple
 from tasks.imaging.device import Precision, autocast
+from tasks.imaging.heap import kept_memory
 
 PORTION = 16
 """Slices handed on at once, at most."""
@@ -135,11 +136,12 @@ def _tiles(
     cancelled: Callable[[], bool],
 ) -> Iterator[tuple[list[tuple[int, ...]], Tensor]]:
     corners = list(_corners(framed.size, tile, overlap))
-    for chunk in _chunks(corners, batch or _batch_size(device, tile)):
-        if cancelled():
-            raise InterruptedError
-        tiles = torch.stack([framed.tile(corner) for corner in chunk])
-        yield chunk, tiles.to(device, torch.float32, non_blocking=True)
+    with kept_memory(device.type):
+        for chunk in _chunks(corners, batch or _batch_size(device, tile)):
+            if cancelled():
+                raise InterruptedError
+            tiles = torch.stack([framed.tile(corner) for corner in chunk])
+            yield chunk, tiles.to(device, torch.float32, non_blocking=True)
 
 
 @torch.inference_mode()
