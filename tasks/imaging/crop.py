@@ -21,10 +21,16 @@ def whole_box(shape: Sequence[int]) -> Box:
 def nonzero_box(array: NDArray[Any], *, margin: int = 0) -> Box:
     """The smallest box round all voxels ≠ 0 of any channel of ([c,] z, y, x); the whole grid if there are none."""
     shape = array.shape[-3:]
-    filled = array != 0 if array.ndim == 3 else (array != 0).any(axis=0)
-    plane = filled.any(axis=0)
+    first, *others = array[None] if array.ndim == 3 else array
+    slices, plane = np.zeros(shape[0], bool), np.zeros(shape[1:], bool)
+    for z in range(shape[0]):
+        filled = first[z] != 0
+        for other in others:
+            filled |= other[z] != 0
+        slices[z] = filled.any()
+        plane |= filled
     ranges = []
-    for axis, line in enumerate((filled.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))):
+    for axis, line in enumerate((slices, plane.any(axis=1), plane.any(axis=0))):
         used = np.flatnonzero(line)
         if not len(used):
             return whole_box(shape)

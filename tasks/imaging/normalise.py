@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -19,21 +21,27 @@ def normalise(array: NDArray[np.generic], how: Normalisation) -> Float32:
     A `masked` z-score looks at the body (voxels ≠ 0, holes filled) alone and leaves the rest at 0, as nnU-Net does.
     """
     image = np.array(array, dtype=np.float32)
+    if (change := voxel_by_voxel(how)) is not None:
+        return change(image)
+    if how.scheme == "zscore":
+        return _zscore(image, how.masked)
+    if how.scheme == "percentile":
+        low, high = np.percentile(image, (how.low, how.high))
+        return _to_unit(image, float(low), float(high))
+    return _to_unit(image, float(image.min()), float(image.max()))
+
+
+def voxel_by_voxel(how: Normalisation) -> Callable[[Float32], Float32] | None:
+    """The same as a change in place of any part of an image; None where the whole image must be seen first."""
     match how.scheme:
         case "none":
-            return image
+            return lambda part: part
         case "ct":
-            np.clip(image, how.low, how.high, out=image)
-            return _standardise(image, how.mean, how.std)
-        case "zscore":
-            return _zscore(image, how.masked)
-        case "percentile":
-            low, high = np.percentile(image, (how.low, how.high))
-            return _to_unit(image, float(low), float(high))
-        case "minmax":
-            return _to_unit(image, float(image.min()), float(image.max()))
+            return lambda part: _standardise(np.clip(part, how.low, how.high, out=part), how.mean, how.std)
         case "window":
-            return _to_unit(image, how.low, how.high)
+            return lambda part: _to_unit(part, how.low, how.high)
+        case _:
+            return None
 
 
 def _standardise(image: Float32, mean: float, std: float) -> Float32:

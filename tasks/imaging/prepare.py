@@ -18,7 +18,7 @@ from models.geometry import Geometry
 from models.plan import IntTriple, PreparePlan
 from tasks.imaging.compose import missing_channels
 from tasks.imaging.crop import Box, box_slices, crop_to, nonzero_box, whole_box
-from tasks.imaging.normalise import normalise
+from tasks.imaging.normalise import normalise, voxel_by_voxel
 from tasks.imaging.resample import resample, resample_to_grid
 
 Float32 = NDArray[np.float32]
@@ -52,9 +52,12 @@ def prepare_image(array: NDArray[Any], geometry: Geometry, plan: PreparePlan) ->
         if number in layout.missing:
             out[...] = 0
             continue
-        values = normalise(filtered(crop_to(channel, crop), plan), how)
+        part = filtered(crop_to(channel, crop), plan)
+        # What needs no look at the whole is done to a few slices at a time, while they are in the cache.
+        change = voxel_by_voxel(how) if plan.size is None else None
+        values = normalise(part, how) if change is None else part
         if plan.size is None:
-            resample(values, target.shape, anisotropic=apart, out=out)
+            resample(values, target.shape, anisotropic=apart, out=out, change=change)
         else:
             out[...] = values.min()
             goal = out[_padding_slices(fitted.shape, target.shape)]

@@ -8,7 +8,7 @@ with one BLAS thread per caller.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -21,10 +21,12 @@ from models.geometry import Geometry
 
 Order = Literal[0, 1, 3]
 Float32 = NDArray[np.float32]
+Change = Callable[[Float32], object]
 
 _NEGLIGIBLE = 1e-7
 _BLOCK = 48
 _SLAB_BYTES = 4 << 20
+_PLANES_BYTES = 1 << 20  # smaller, for they are changed several times before they are multiplied
 _ALIGNED = 1e-3  # voxels by which a grid may deviate from an axis and still count as aligned with it
 _BORDER = 1e-3  # voxels beyond the outermost voxel's border that still count as inside
 
@@ -37,26 +39,25 @@ def resample(
     anisotropic: bool = False,
     antialias: bool = False,
     out: Float32 | None = None,
+    change: Change | None = None,
 ) -> Float32:
     """`array` (z, y, x) on a grid of `shape` over the same extent (`Geometry.resized`), float32.
 
     `anisotropic` takes z by nearest neighbour after the in-plane interpolation, as nnU-Net does. `antialias` smooths
-    along shrinking axes first (Gaussian, σ = (factor − 1)/2): for pictures brought to a fixed size.
+    along shrinking axes first (Gaussian, σ = (factor − 1)/2): for pictures brought to a fixed size. `change` alters
+    each part of the image in place before it is interpolated, voxel by voxel (`normalise.voxel_by_voxel`).
     """
     orders: list[Order] = [0 if anisotropic else order, order, order]
     axes = [
         None if n == m else _axis(n, m, (n / m - 1) / 2, n / m, o, antialias and m < n)
         for n, m, o in zip(array.shape, shape, orders, strict=True)
     ]
-    return _apply(array, axes, out)
+    return _apply(array, axes, out, change)
 
 
 def resample_labels(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
     """The nearest label (z, y, x) on a grid of `shape` over the same extent; the dtype stays."""
-    for axis, (n, m) in enumerate(zip(labels.shape, shape, strict=True)):
-        if n != m:
-            labels = np.take(labels, _nearest(n, m, (n / m - 1) / 2, n / m), axis=axis)
-    return np.ascontiguousarray(labels)
+    return _take(labels, [(n, m, (n / m - 1) / 2, n / m) for n, m in zip(labels.shape, shape, strict=True)])
 
 
 def resample_to_grid(
@@ -79,10 +80,7 @@ def resample_to_grid(
     ]
     inside = tuple(_reach(*line) for line in lines)
     if order == 0:
-        result = moved
-        for axis, line in enumerate(lines):
-            result = np.take(result, _nearest(*line), axis=axis)
-        result = np.ascontiguousarray(result)
+        result = _take(moved, lines)
     else:
         result = _apply(moved, [None if _same(*line) else _axis(*_rounded(*line), order, False) for line in lines])
     _fill_outside(result, inside, fill)
@@ -94,11 +92,15 @@ def resample_to_grid(
 
 @dataclass(frozen=True, slots=True)
 class AxisOperator:
-    """A banded matrix (m, n) as dense blocks: rows [r0, r1) need columns [c0, c1) alone."""
+    """A banded matrix (m, n) as dense blocks: rows [r0, r1) need columns [c0, c1) alone.
+
+    `taken`: the one column of each row, where nothing is mixed (order 0).
+    """
 
     size_in: int
     size_out: int
     blocks: tuple[tuple[int, int, int, int, Float32], ...]
+    taken: NDArray[np.intp] | None = None
 
     def rows(self, start: int, stop: int) -> tuple[int, int, Float32]:
         """Columns [c0, c1) that rows [start, stop) need, and their weights (rows, columns)."""
@@ -128,7 +130,9 @@ def _axis(size_in: int, size_out: int, start: float, step: float, order: Order, 
         used = np.flatnonzero(np.abs(rows).max(axis=0) > _NEGLIGIBLE)
         c0, c1 = int(used[0]), int(used[-1]) + 1
         blocks.append((r0, r0 + len(rows), c0, c1, np.ascontiguousarray(rows[:, c0:c1], dtype=np.float32)))
-    return AxisOperator(size_in, size_out, tuple(blocks))
+    return AxisOperator(
+        size_in, size_out, tuple(blocks), matrix.argmax(axis=1) if order == 0 and not antialias else None
+    )
 
 
 def _spline_matrix(size_in: int, positions: NDArray[np.float64], order: Order) -> NDArray[np.float64]:
@@ -150,6 +154,16 @@ def _nearest(size_in: int, size_out: int, start: float, step: float) -> NDArray[
     return np.clip(np.floor(positions + 0.5 + 1e-9), 0, size_in - 1).astype(np.intp)
 
 
+def _take(array: NDArray[Any], lines: Sequence[tuple[int, int, float, float]]) -> NDArray[Any]:
+    """A new array of the nearest voxels along each axis (size in and out, start, step)."""
+    taken = array
+    for axis in sorted(range(len(lines)), key=lambda a: lines[a][1] / lines[a][0]):  # what shrinks most goes first
+        index = _nearest(*lines[axis])
+        if not np.array_equal(index, np.arange(lines[axis][0])):
+            taken = np.take(taken, index, axis=axis)
+    return array.copy() if taken is array else np.ascontiguousarray(taken)
+
+
 def _same(size_in: int, size_out: int, start: float, step: float) -> bool:
     return size_in == size_out and abs(start) < _ALIGNED and abs(start + (step - 1) * (size_in - 1)) < _ALIGNED
 
@@ -162,7 +176,12 @@ def _rounded(size_in: int, size_out: int, start: float, step: float) -> tuple[in
 # -- three axes -------------------------------------------------------------------------------------------------
 
 
-def _apply(array: NDArray[Any], axes: Sequence[AxisOperator | None], out: Float32 | None = None) -> Float32:
+def _apply(
+    array: NDArray[Any],
+    axes: Sequence[AxisOperator | None],
+    out: Float32 | None = None,
+    change: Change | None = None,
+) -> Float32:
     """Interpolate along each axis that has an operator; z goes where it leaves the least work."""
     z, y, x = axes
     shape = tuple(n if axis is None else axis.size_out for n, axis in zip(array.shape, axes, strict=True))
@@ -171,25 +190,27 @@ def _apply(array: NDArray[Any], axes: Sequence[AxisOperator | None], out: Float3
     elif out.shape != shape or out.dtype != np.float32:
         raise ValueError(f"out must be float32 of {shape}")
     if z is None:
-        _in_plane(array, y, x, out)
+        _in_plane(array, y, x, out, change)
     elif y is None and x is None:
-        _along_z(array, z, out)
+        _along_z(array, z, out, change)
     elif shape[1] * shape[2] <= array.shape[1] * array.shape[2]:
         middle = np.empty((array.shape[0], *shape[1:]), np.float32)
-        _in_plane(array, y, x, middle)
+        _in_plane(array, y, x, middle, change)
         _along_z(middle, z, out)
     else:
         middle = np.empty((shape[0], *array.shape[1:]), np.float32)
-        _along_z(array, z, middle)
+        _along_z(array, z, middle, change)
         _in_plane(middle, y, x, out)
     return out
 
 
-def _in_plane(array: NDArray[Any], y: AxisOperator | None, x: AxisOperator | None, out: Float32) -> None:
+def _in_plane(
+    array: NDArray[Any], y: AxisOperator | None, x: AxisOperator | None, out: Float32, change: Change | None = None
+) -> None:
     """A few slices at a time, so that what is between x and y stays in the cache."""
-    step = max(1, _SLAB_BYTES // max(1, 4 * array.shape[1] * array.shape[2]))
+    step = max(1, _PLANES_BYTES // max(1, 4 * array.shape[1] * array.shape[2]))
     for low in range(0, len(array), step):
-        part = np.ascontiguousarray(array[low : low + step], dtype=np.float32)
+        part = _changed(array[low : low + step], change)
         goal = out[low : low + step]
         if x is not None:
             wide = goal if y is None else np.empty((*part.shape[:2], x.size_out), np.float32)
@@ -203,14 +224,27 @@ def _in_plane(array: NDArray[Any], y: AxisOperator | None, x: AxisOperator | Non
             goal[...] = part
 
 
-def _along_z(array: NDArray[Any], z: AxisOperator, out: Float32) -> None:
+def _along_z(array: NDArray[Any], z: AxisOperator, out: Float32, change: Change | None = None) -> None:
     """All columns of a few rows at once: every product reads and writes whole lines."""
     rows_per_slab = max(1, _SLAB_BYTES // max(1, 4 * len(array) * array.shape[2]))
     for low in range(0, array.shape[1], rows_per_slab):
-        part = np.ascontiguousarray(array[:, low : low + rows_per_slab], dtype=np.float32).reshape(len(array), -1)
+        part = _changed(array[:, low : low + rows_per_slab], change).reshape(len(array), -1)
         goal = out[:, low : low + rows_per_slab]
+        if z.taken is not None:
+            for row, source in zip(goal, z.taken, strict=True):
+                row[...] = part[source].reshape(row.shape)
+            continue
         for r0, r1, c0, c1, weights in z.blocks:
             goal[r0:r1] = (weights @ part[c0:c1]).reshape(r1 - r0, *goal.shape[1:])
+
+
+def _changed(part: NDArray[Any], change: Change | None) -> Float32:
+    """The caller's own voxels are never changed."""
+    if change is None:
+        return np.ascontiguousarray(part, dtype=np.float32)
+    copy = np.array(part, dtype=np.float32, order="C")
+    change(copy)
+    return copy
 
 
 # -- any relation -----------------------------------------------------------------------------------------------

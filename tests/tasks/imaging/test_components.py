@@ -41,6 +41,7 @@ def test_box_holds_every_voxel_of_any_channel() -> None:
     assert box == ((2, 5), (1, 4), (4, 7))
     assert crop_to(image, box).shape == (2, *box_shape(box))
     assert nonzero_box(image, margin=3) == ((0, 6), (0, 7), (1, 8))
+    assert nonzero_box(image[0]) == ((2, 3), (3, 4), (4, 5))
     assert nonzero_box(np.zeros((3, 4, 5))) == whole_box((3, 4, 5))
 
 

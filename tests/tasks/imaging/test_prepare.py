@@ -13,11 +13,13 @@ from scipy import ndimage
 from models.errors import PixelError
 from models.geometry import Geometry
 from models.plan import Normalisation, PreparePlan
+from tasks.imaging.normalise import normalise
 from tasks.imaging.prepare import (
     prepare_image,
     prepare_mask,
     restore_labels,
 )
+from tasks.imaging.resample import resample
 
 
 def plan(**changes: object) -> PreparePlan:
@@ -146,6 +148,22 @@ def test_colour_has_a_normalisation_per_channel() -> None:
     assert got.array[:, 0, 0, 0].tolist() == pytest.approx([0, 0.2, 0.5])
     with pytest.raises(PixelError, match="3 channel"):
         prepare_image(image, grid, plan())
+
+
+@pytest.mark.parametrize("scheme", ["ct", "window"])
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (1.5, 0.6, 0.6), (2.5, 1.5, 1.5), (1.0, 0.9, 0.9), None])
+def test_part_by_part_is_the_whole_normalised_and_then_resampled(
+    scheme: str, spacing: tuple[float, float, float] | None
+) -> None:
+    how = Normalisation(scheme=scheme, low=250, high=400, mean=320, std=40)
+    grid = Geometry.from_spacing((24, 300, 260), (2.5, 0.9, 0.9))  # of more than one part
+    image = body(grid.shape)
+    before = image.copy()
+    for array in (image, image.astype(np.int16)):
+        got = prepare_image(array, grid, plan(spacing=spacing, normalisation=(how,)))
+        whole = resample(normalise(array, how), got.geometry.shape)
+        np.testing.assert_array_equal(got.array[0], whole)
+    np.testing.assert_array_equal(image, before)
 
 
 def test_infinite_voxels_are_refused() -> None:

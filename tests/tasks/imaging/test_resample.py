@@ -76,6 +76,14 @@ def test_anisotropic_invents_no_slices() -> None:
     np.testing.assert_allclose(got[0::3], planes, atol=HU_TOLERANCE)
 
 
+@pytest.mark.parametrize("target", [(15, 40, 40), (15, 20, 20), (15, 30, 30), (3, 60, 60)])
+def test_anisotropic_takes_the_nearest_slice(target: tuple[int, int, int]) -> None:
+    image = scan((5, 30, 30))
+    planes = resample(image, (5, *target[1:]))
+    nearest = np.floor((np.arange(target[0]) + 0.5) * 5 / target[0]).astype(int)
+    np.testing.assert_allclose(resample(image, target, anisotropic=True), planes[nearest], atol=HU_TOLERANCE)
+
+
 def test_antialias_removes_what_the_coarse_grid_cannot_hold() -> None:
     stripes = np.zeros((1, 64, 64), np.float32)
     stripes[:, :, ::2] = 1000
@@ -151,6 +159,15 @@ def test_there_and_back_on_an_exchanged_grid_is_the_image() -> None:
     there = resample_to_grid(image, GRID, other, order=0)
     assert there.dtype == np.int16
     np.testing.assert_array_equal(resample_to_grid(there, other, GRID, order=0), image)
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_the_same_grid_gives_an_array_of_its_own(order: int) -> None:
+    image = scan(GRID.shape)
+    got = resample_to_grid(image, GRID, GRID, order=order)
+    np.testing.assert_array_equal(got, image)
+    assert not np.shares_memory(got, image)
+    assert not np.shares_memory(resample_labels(image, GRID.shape), image)
 
 
 def test_a_grid_elsewhere_sees_only_fill() -> None:
