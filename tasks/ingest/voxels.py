@@ -74,6 +74,10 @@ def _rescaled(intake: Intake, slots: Slots, slopes: NDArray[np.float64], interce
     assert stored is not None  # noqa: S101 - filled before
     whole = bool((slopes == np.round(slopes)).all() and (intercepts == np.round(intercepts)).all())
     ends = np.stack([slopes * slots.low + intercepts, slopes * slots.high + intercepts])
+    if not (np.abs(ends) <= np.finfo(np.float32).max).all():
+        raise PixelError(
+            "Rescale Slope and Intercept take the values beyond what a voxel can hold", reason="rescale-overflow"
+        )
     fits = whole and ends.min() >= -32768 and ends.max() <= 32767
     in_place = fits and stored.itemsize == 2
     result = stored.view(np.int16) if in_place else np.empty(stored.shape, np.int16 if fits else np.float32)
