@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from deployments.automations import automate
 from deployments.environment import connected
 from deployments.names import FROM_SETTINGS, TAG
-from deployments.pools import make_pools
+from deployments.pools import PoolType, make_pools
 from models.errors import ServiceUnavailableError, SettingsError
 from models.hashing import content_key
 from models.settings import Settings
@@ -74,10 +74,10 @@ class Blueprint:
         return made
 
 
-def bring_up(settings: Settings, blueprints: Sequence[Blueprint]) -> tuple[str, ...]:
+def bring_up(settings: Settings, blueprints: Sequence[Blueprint], *, training: PoolType = "process") -> tuple[str, ...]:
     """Let the server have these deployments, with pools, limits and automations; returns their names."""
     with connected(settings), _served(), get_client(sync_client=True) as client:
-        make_pools(client)
+        make_pools(client, training)
         ids = {blueprint.full_name: _apply(client, blueprint) for blueprint in blueprints}
         _retire(client, set(ids.values()))
         automate(client, settings, ids, {b.full_name for b in blueprints if b.parameters.get("approval")})

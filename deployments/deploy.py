@@ -6,6 +6,7 @@ Doing it again changes nothing but what the settings have changed. What somebody
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,9 @@ from prefect import Flow
 from deployments.blueprint import Blueprint, bring_up
 from deployments.environment import HEARTBEAT_SECONDS
 from deployments.names import ARRIVALS_POOL, BY_HAND, FROM_SETTINGS, REGULARLY, WORK_POOL
+from deployments.pools import PoolType, training_pool
 from flows.arrival import study_arrived
+from flows.environment import QUIET
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.predict import predict
@@ -32,13 +35,21 @@ _TRAINING_ENVIRONMENT: Final = {
 }
 
 
-def deploy(settings: Settings, *, recipes: Sequence[Path] = ()) -> tuple[str, ...]:
+def deploy(settings: Settings, *, recipes: Sequence[Path] = (), training: PoolType = "process") -> tuple[str, ...]:
     """Bring the server up to date; returns the names of all deployments. It must be running.
 
-    `recipes` are learnt nightly too, beside those of the settings. Raises SettingsError, RecipeError,
-    ServiceUnavailableError.
+    `recipes` are learnt nightly too, beside those of the settings. `training`: what all but arrivals run as. Raises
+    SettingsError, RecipeError, ServiceUnavailableError.
     """
-    return bring_up(settings, [*_arrivals(), *_nightly(settings, recipes), *_watching(settings), *_by_hand()])
+    here = [*_nightly(settings, recipes), *_watching(settings), *_by_hand()]
+    return bring_up(settings, [*_arrivals(), *(_running_as(training, one) for one in here)], training=training)
+
+
+def _running_as(kind: PoolType, blueprint: Blueprint) -> Blueprint:
+    """In the pool of that type. A container starts without what `nocturne` sets in the environment of its processes."""
+    if kind == "process":
+        return blueprint
+    return replace(blueprint, pool=training_pool(kind), environment={**QUIET, **blueprint.environment})
 
 
 def _arrivals() -> Iterator[Blueprint]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -163,6 +163,10 @@ def deploy(
     recipe: Annotated[
         list[Path] | None, typer.Option(exists=True, dir_okay=False, help="Learn this nightly too; repeatable.")
     ] = None,
+    pool_type: Annotated[
+        Literal["process", "docker", "kubernetes"],
+        typer.Option(help="What training runs as: see docs/scale.md."),
+    ] = "process",
     wait_seconds: Annotated[float, typer.Option(help="How long to wait for the Prefect server.")] = 300.0,
 ) -> None:
     """Tell the Prefect server what there is to run: schedules, triggers, limits and automations."""
@@ -170,7 +174,7 @@ def deploy(
     from deployments.deploy import deploy as tell
     from flows.console import out
 
-    for name in tell(settings, recipes=tuple(recipe or ())):
+    for name in tell(settings, recipes=tuple(recipe or ()), training=pool_type):
         out.print(f"deployed {name}")
 
 

@@ -9,10 +9,10 @@ import os
 from pathlib import Path
 
 from models.settings import Settings
-from tasks.stores.house import Locations, Stores
+from tasks.stores.house import DaskTls, Locations, Stores
 from tasks.stores.secrets import load_or_create_secret, secret_from_text
 
-_QUIET = {
+QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -25,11 +25,12 @@ _QUIET = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "MPLBACKEND": "Agg",
 }
+"""Of every process that runs flows."""
 
 
 def prepare_environment(settings: Settings) -> None:
     """Call it before the first import of Prefect, MLflow, Dask or matplotlib."""
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     prefect_home(settings).mkdir(parents=True, exist_ok=True)  # its server does not make it
     os.environ.setdefault("PREFECT_HOME", str(prefect_home(settings)))
@@ -60,7 +61,15 @@ def open_stores(settings: Settings | None = None) -> Stores:
             secret=secret_from_text(secret) if secret else load_or_create_secret(settings.home / "secret"),
             vault_key=secret_from_text(key) if key else load_or_create_secret(settings.home / "vault.key"),
             dask_address=settings.dask_address,
+            dask_tls=_tls(settings),
+            dask_unencrypted=settings.dask_unencrypted,
             workers=settings.workers,
             memory_gb=settings.memory_gb,
+            training_processes=settings.training_processes,
         )
     )
+
+
+def _tls(settings: Settings) -> DaskTls | None:
+    files = (settings.dask_tls_ca, settings.dask_tls_cert, settings.dask_tls_key)
+    return DaskTls(*(Path(file).expanduser() for file in files)) if all(files) else None
