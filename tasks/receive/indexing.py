@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, aliased
 from models.hashing import content_key
 from tasks.stores.catalog import Catalog, by_parts
 from tasks.stores.spool import Stored
-from tasks.stores.tables import ArrivalRow, CursorRow, InstanceRow, QuarantineRow, now
+from tasks.stores.tables import ArrivalRow, InstanceRow, QuarantineRow
 
 STAGE: Final = "receive"
 
@@ -84,10 +84,7 @@ class Index:
 
     def mark(self, cursor: str, value: str) -> None:
         """Remember how far something was read."""
-        row = {"value": value, "changed_at": now()}
-        statement = self._insert(CursorRow).values(name=cursor, **row)
-        with self._catalog.transaction() as session:
-            session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=row))
+        self._catalog.mark(cursor, value)
 
     def _instances_statement(self) -> Any:
         table = inspect(InstanceRow).local_table

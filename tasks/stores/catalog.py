@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Engine, create_engine, event, func, inspect, select, text, update
+from sqlalchemy import ColumnElement, Engine, Select, create_engine, event, func, inspect, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -22,15 +22,18 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, sessionmaker
 
 from models.errors import IntegrityError, ServiceUnavailableError, SettingsError, StoreBusyError
 from tasks.stores.locks import held
-from tasks.stores.tables import Base
+from tasks.stores.tables import Base, CursorRow, now
 
-HEAD = "0004"
+HEAD = "0005"
 KEYS_AT_ONCE: Final = 400
 """Values in one IN: databases bound how many."""
+ROWS_AT_ONCE: Final = 2000
+"""Rows of a long answer that are fetched at a time."""
 BUSY_SECONDS = 30
 
 Row = TypeVar("Row", bound=Base)
 Key = TypeVar("Key")
+T = TypeVar("T")
 
 
 class Catalog:
@@ -105,6 +108,18 @@ class Catalog:
         with self.transaction() as session:
             return session.execute(update(kind).where(*where).values(**values)).rowcount  # type: ignore[attr-defined, no-any-return]
 
+    def marked(self, name: str) -> str | None:
+        """How far something was read, where that was said."""
+        row = self.get(CursorRow, name)
+        return None if row is None else row.value
+
+    def mark(self, name: str, value: str) -> None:
+        """Remember how far something was read."""
+        row = {"value": value, "changed_at": now()}
+        statement = (sqlite if self._lite else postgresql).insert(CursorRow).values(name=name, **row)
+        with self.transaction() as session:
+            session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=row))
+
     def version(self) -> str | None:
         """The migration that the tables are at."""
         try:
@@ -167,6 +182,11 @@ class Catalog:
             return
         with held(Path(f"{self.url.database}.{what}.lock")):
             yield
+
+
+def in_parts(session: Session, query: Select[tuple[T]]) -> Iterator[T]:
+    """Each row of a long answer, fetched from the server in parts: neither it nor we ever hold all of it."""
+    return iter(session.scalars(query.execution_options(yield_per=ROWS_AT_ONCE)))
 
 
 def by_parts(keys: Iterable[Key]) -> Iterator[Sequence[Key]]:

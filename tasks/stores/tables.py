@@ -5,7 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, LargeBinary, MetaData, String, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -48,6 +59,11 @@ class Base(MappedAsDataclass, DeclarativeBase, kw_only=True):
         bytes: LargeBinary,
         str: String,
     }
+
+
+def _partial(name: str, *columns: str, where: str) -> Index:
+    """An index of the few rows that are looked for again and again."""
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
 
 
 class StudyRow(Base):
@@ -120,24 +136,27 @@ class LabelRow(Base):
     """The truth about a volume, a study or a patient: a mask in the volume store, or a class."""
 
     __tablename__ = "labels"
+    __table_args__ = (Index("ix_labels_source_name", "source", "name"),)
     label: Mapped[str] = mapped_column(primary_key=True)
     patient: Mapped[str] = mapped_column(index=True)
     source: Mapped[str]  # SEG, RTSTRUCT, NIfTI, CSV
     study: Mapped[str | None] = mapped_column(default=None, index=True)
-    series_uid: Mapped[str | None] = mapped_column(default=None)  # CSV: the image series it names
+    series_uid: Mapped[str | None] = mapped_column(default=None, index=True)  # CSV: the image series it names
     volume: Mapped[str | None] = mapped_column(ForeignKey("volumes.volume"), default=None, index=True)
     name: Mapped[str] = mapped_column(default="", index=True)  # the label set of a CSV
     value: Mapped[str | None] = mapped_column(default=None)  # CSV: the class
     segments: Mapped[list[Any]] = mapped_column(default_factory=list)  # masks: number, name, code, voxels
     source_digest: Mapped[str] = mapped_column(default="", index=True)  # of the file it was read from
     notes: Mapped[list[Any]] = mapped_column(default_factory=list)
-    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now, index=True)
 
 
 class QuarantineRow(Base):
     """Something set aside, with its reason. Resolved when the same subject is ingested after all."""
 
     __tablename__ = "quarantine"
+    # What was resolved is kept, and is most of it.
+    __table_args__ = (_partial("ix_quarantine_open", "created_at", where="resolved_at IS NULL"),)
     entry: Mapped[str] = mapped_column(primary_key=True)  # content key of (subject, reason, digests)
     stage: Mapped[str]
     subject: Mapped[str] = mapped_column(index=True)  # series key, label key or file digest
@@ -234,8 +253,9 @@ class PredictionRow(Base):
     """What a package said of a volume."""
 
     __tablename__ = "predictions"
+    __table_args__ = (Index("ix_predictions_package_created_at", "package", "created_at"),)
     prediction: Mapped[str] = mapped_column(primary_key=True)
-    package: Mapped[str] = mapped_column(ForeignKey("packages.package"), index=True)
+    package: Mapped[str] = mapped_column(ForeignKey("packages.package"))
     volume: Mapped[str] = mapped_column(ForeignKey("volumes.volume"), index=True)
     result: Mapped[dict[str, Any]]  # measurements and confidence, per class
     seconds: Mapped[float] = mapped_column(default=0.0)
@@ -309,6 +329,7 @@ class StudyVersionRow(Base):
     """A study as it was when it was held to be whole. A late instance makes the next one."""
 
     __tablename__ = "study_versions"
+    __table_args__ = (Index("ix_study_versions_outcome_completed_at", "outcome", "completed_at"),)
     version: Mapped[str] = mapped_column(primary_key=True)  # content key of (study, instance digests)
     study: Mapped[str] = mapped_column(index=True)
     number: Mapped[int]
@@ -346,6 +367,8 @@ class OutboxRow(Base):
     """Something to be told outside, written with what it tells of; done once the other side has acknowledged it."""
 
     __tablename__ = "outbox"
+    # Looked at every second; what was told long ago is nearly all of it.
+    __table_args__ = (_partial("ix_outbox_waiting", "kind", "due_at", where="done_at IS NULL"),)
     message: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(index=True)  # event, delivery
     payload: Mapped[dict[str, Any]]  # pseudonyms and keys only
@@ -396,7 +419,7 @@ class CommitmentRow(Base):
     __tablename__ = "commitments"
     transaction: Mapped[str] = mapped_column(primary_key=True)  # pseudonymous transaction UID
     delivery: Mapped[str] = mapped_column(index=True)
-    asked_at: Mapped[datetime] = mapped_column(default_factory=now)
+    asked_at: Mapped[datetime] = mapped_column(default_factory=now, index=True)
     answered_at: Mapped[datetime | None] = mapped_column(default=None)
     failed: Mapped[list[Any]] = mapped_column(default_factory=list)  # pseudonymous UIDs that are not safe there
 
