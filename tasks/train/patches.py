@@ -79,6 +79,8 @@ class Cases:
         return len(self._keys)
 
     def __getitem__(self, index: int) -> Case:
+        if len(self._keys) <= _OPEN and (known := self._open.get(index)) is not None:
+            return known  # none is ever closed, so that their order does not matter
         with self._lock:
             if index in self._open:
                 self._open.move_to_end(index)
@@ -151,27 +153,37 @@ class PatchSampler:
         rng = np.random.default_rng((self.seed, step))
         forced_from = round(size * (1 - self.oversample))
         drawn = [self._draw(rng, index >= forced_from) for index in range(size)]
-        images = torch.from_numpy(np.stack([image for image, _ in drawn]))
-        return Batch(images, torch.from_numpy(np.stack([mask for _, mask in drawn])))
+        kind = np.result_type(*{case.image.dtype for case, _, _ in drawn})
+        # Copied once, from the file's pages to where the batch lies.
+        images = np.empty((size, len(drawn[0][0].image), *self.patch), kind)
+        masks = np.empty((size, *self.patch), np.uint8)
+        for image, place, (case, mask, corner) in zip(images, masks, drawn, strict=True):
+            copy_cut(case.image, corner, image)
+            copy_cut(mask, corner, place)
+        return Batch(torch.from_numpy(images), torch.from_numpy(masks))
 
-    def _draw(self, rng: np.random.Generator, forced: bool) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    def _draw(self, rng: np.random.Generator, forced: bool) -> tuple[Case, NDArray[np.uint8], list[int]]:
         case = self.cases[self.cases.draw(rng)]
         mask = case.mask
         if mask is None:
             raise ValueError("a case without a mask cannot train a segmentation")
-        corner = self._corner(rng, case, mask.shape, forced)
-        return cut(case.image, corner, self.patch), cut(mask, corner, self.patch)
+        return case, mask, self._corner(rng, case, mask.shape, forced)
 
-    def _corner(self, rng: np.random.Generator, case: Case, shape: Sequence[int], forced: bool) -> NDArray[np.int64]:
+    def _corner(self, rng: np.random.Generator, case: Case, shape: Sequence[int], forced: bool) -> list[int]:
         """First voxel; negative where the case is smaller than the patch, which then lies in the middle."""
-        room = np.asarray(shape) - np.asarray(self.patch)
+        # Plain numbers: on three of them numpy's functions take longer than copying the voxels.
+        rooms = [n - size for n, size in zip(shape, self.patch, strict=True)]
+        voxels = self._voxels(rng, case) if forced else None
+        if voxels is None:
+            return [int(rng.integers(room + 1)) if room > 0 else -(-room // 2) for room in rooms]
+        chosen = voxels[int(rng.integers(len(voxels)))].tolist()
+        wanted = [voxel - size // 2 for voxel, size in zip(chosen, self.patch, strict=True)]
+        return [min(max(i, 0), room) if room > 0 else -(-room // 2) for i, room in zip(wanted, rooms, strict=True)]
+
+    def _voxels(self, rng: np.random.Generator, case: Case) -> NDArray[Any] | None:
+        """Those of a class that occurs; None where none does."""
         present = [value for value, voxels in sorted(case.locations.items()) if value > 0 and len(voxels)]
-        if forced and present:
-            voxels = case.locations[present[int(rng.integers(len(present)))]]
-            corner = np.asarray(voxels[int(rng.integers(len(voxels)))], dtype=np.int64) - np.asarray(self.patch) // 2
-        else:
-            corner = rng.integers(0, np.maximum(room, 0) + 1)
-        return np.where(room < 0, -((-room) // 2), np.clip(corner, 0, np.maximum(room, 0)))
+        return case.locations[present[int(rng.integers(len(present)))]] if present else None
 
 
 @dataclass(frozen=True)
@@ -219,18 +231,27 @@ def stacked(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return whole
 
 
-def cut(array: NDArray[Any], corner: NDArray[np.int64], size: Sequence[int]) -> NDArray[Any]:
+def cut(array: NDArray[Any], corner: Sequence[int] | NDArray[np.int64], size: Sequence[int]) -> NDArray[Any]:
     """`array[..., corner : corner + size]`, zeros where that lies outside."""
-    shape = np.asarray(array.shape[-3:])
-    low, high = np.clip(corner, 0, shape), np.clip(corner + np.asarray(size), 0, shape)
-    z, y, x = (slice(a, b) for a, b in zip(low, high, strict=True))
-    inside = array[..., z, y, x]
-    if inside.shape[-3:] == tuple(size):
-        return np.ascontiguousarray(inside)
-    patch = np.zeros((*array.shape[:-3], *size), dtype=array.dtype)
-    z, y, x = (slice(a, b) for a, b in zip(low - corner, high - corner, strict=True))
-    patch[..., z, y, x] = inside
+    patch = np.empty((*array.shape[:-3], *size), dtype=array.dtype)
+    copy_cut(array, corner, patch)
     return patch
+
+
+def copy_cut(array: NDArray[Any], corner: Sequence[int] | NDArray[np.int64], patch: NDArray[Any]) -> None:
+    """What `cut` returns, into `patch` (…, z, y, x)."""
+    z, y, x = corner
+    (depth, height, width), (d, h, w) = array.shape[-3:], patch.shape[-3:]
+    if 0 <= z <= depth - d and 0 <= y <= height - h and 0 <= x <= width - w:
+        patch[...] = array[..., z : z + d, y : y + h, x : x + w]
+        return
+    patch[...] = 0
+    low = [max(first, 0) for first in corner]
+    high = [min(i + n, there) for i, n, there in zip(corner, (d, h, w), (depth, height, width), strict=True)]
+    if any(end <= start for start, end in zip(low, high, strict=True)):
+        return
+    (a, b, c), (k, m, n) = low, high
+    patch[..., a - z : k - z, b - y : m - y, c - x : n - x] = array[..., a:k, b:m, c:n]
 
 
 class Prefetcher:

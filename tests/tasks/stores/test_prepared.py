@@ -44,7 +44,7 @@ def test_what_is_written_comes_back_mapped(store: PreparedStore) -> None:
     image, mask = case()
     store.write(KEY, image, mask, about(mask.shape, 4))
     got = store.open(KEY)
-    assert isinstance(got.image, np.memmap)
+    assert isinstance(got.image.base, np.memmap)
     assert got.image.dtype == np.float16
     np.testing.assert_array_equal(got.image, image.astype(np.float16))
     np.testing.assert_array_equal(got.mask, mask)
