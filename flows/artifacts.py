@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -24,11 +24,13 @@ from models.plan import Plan
 from models.refs import AnalysisRef, DatasetRef, EvaluationRef, PlanRef
 from models.registration import Registered
 from models.settings import Settings
-from tasks.deliver.door import Delivered
-from tasks.receive.door import Opened
 from tasks.stores.evaluations import report_files
 from tasks.stores.house import Stores
 from tasks.stores.tables import AnalysisRow, PlanRow
+
+if TYPE_CHECKING:  # a night needs no DICOM networking
+    from tasks.deliver.door import Delivered
+    from tasks.receive.door import Opened
 
 _UPDATE_SECONDS = 5.0
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from prefect.logging import get_run_logger
+
 from models.recipe import Recipe
 from models.refs import BatchRef, DatasetRef, SeriesRef
 from tasks.door import door
 from tasks.ingest.build import build_dataset
 from tasks.ingest.labels.run import LabelIngestor, LabelOutcome
+from tasks.ingest.parts import each
 from tasks.ingest.run import Ingestor, IngestRules, Outcome, ScanReport
 from tasks.progress import counted
 from tasks.stores.house import Stores
@@ -20,15 +23,15 @@ def scan(stores: Stores, batch: BatchRef, rules: IngestRules) -> ScanReport:
 
 @door("ingest series", run_name="ingest series, part {part}", minutes=None)
 def ingest_series(stores: Stores, refs: tuple[SeriesRef, ...], rules: IngestRules, part: int) -> tuple[Outcome, ...]:
-    """Series to volumes; what fails a check is in quarantine afterwards."""
-    return tuple(map(_ingestor(stores, rules).ingest, counted("ingest", refs)))
+    """Series to volumes; what fails a check is in quarantine afterwards, and told in the run's log."""
+    return each(_ingestor(stores, rules).ingest, counted("ingest", refs), get_run_logger().warning)
 
 
 @door("ingest labels", run_name="ingest labels, part {part}", minutes=None)
 def ingest_labels(stores: Stores, refs: tuple[SeriesRef, ...], part: int) -> tuple[LabelOutcome, ...]:
     """SEG and RTSTRUCT to masks on their images' grids; needs the images first."""
     reader = LabelIngestor(stores.catalog, stores.vault, stores.volumes, stores.pseudonymizer)
-    return tuple(map(reader.ingest, counted("labels", refs)))
+    return each(reader.ingest, counted("labels", refs), get_run_logger().warning)
 
 
 @door("build dataset", run_name="build dataset for {recipe.name}", minutes=10)
