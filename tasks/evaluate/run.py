@@ -19,7 +19,7 @@ from tasks.stores.house import Stores
 from tasks.stores.packages import read_description, read_package
 from tasks.stores.tables import EvaluationRow
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of what an evaluation holds: with a new one the champion is judged anew, so that both can be compared."""
 
 
