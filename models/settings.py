@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from models.errors import SettingsError
@@ -47,16 +47,23 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=default_home, description="the home folder")
     catalog_url: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL of catalog and vault")
     volumes_url: str = Field("", description="folder or fsspec URL of volumes and masks")
-    prepared_url: str = Field("", description="folder of prepared arrays; local and fast")
+    prepared_url: str = Field("", description="folder of prepared arrays; fast, and shared by all Dask workers")
     datasets_url: str = Field("", description="folder or fsspec URL of dataset manifests")
     evaluations_url: str = Field("", description="folder or fsspec URL of evaluations and reports")
     packages_url: str = Field("", description="folder or fsspec URL of model packages")
     tracking_url: SecretStr = Field(SecretStr(""), description="MLflow tracking and registry URI")
     secret: SecretStr = Field(SecretStr(""), description="pseudonym secret, 64 hex digits; else the file `secret`")
     vault_key: SecretStr = Field(SecretStr(""), description="vault key, 64 hex digits; else the file `vault.key`")
-    dask_address: str = Field("", description="address of a Dask scheduler; else a local cluster")
+    dask_address: str = Field("", description="address of a Dask scheduler (tls://host:8786); else a local cluster")
+    dask_tls_ca: str = Field("", description="PEM file of the authority that signed the scheduler's certificate")
+    dask_tls_cert: str = Field("", description="PEM file of our certificate for the scheduler")
+    dask_tls_key: str = Field("", description="PEM file of that certificate's key")
+    dask_unencrypted: bool = Field(False, description="allow a scheduler on another machine without TLS")
     workers: int = Field(0, ge=0, description="local Dask threads and decoder threads; 0: one per core")
     memory_gb: float = Field(0, ge=0, description="memory a run may plan with; 0: three quarters of what is free")
+    training_processes: int = Field(
+        0, ge=0, description="processes that share out each training batch; 0: one per CUDA device, else one"
+    )
     allow_without_burned_in: tuple[str, ...] = Field(
         (), description="modalities accepted without BurnedInAnnotation, for every ingest"
     )
@@ -73,6 +80,21 @@ class Settings(BaseSettings):
     services: Services = Services()
     prefect_url: str = Field("", description="API of the Prefect server; else that of `nocturne up`")
     prefect_auth: SecretStr = Field(SecretStr(""), description="user:password of the Prefect server")
+
+    @field_validator("prepared_url")
+    @classmethod
+    def _folder(cls, url: str) -> str:
+        """Training maps prepared arrays into memory, which no object store can offer."""
+        path = url.removeprefix("file://")
+        if "://" in path:
+            raise ValueError("name a folder, on this machine or on shared storage: training maps its files into memory")
+        return path
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Settings:
+        if len({bool(self.dask_tls_ca), bool(self.dask_tls_cert), bool(self.dask_tls_key)}) > 1:
+            raise ValueError("dask_tls_ca, dask_tls_cert and dask_tls_key go together")
+        return self
 
     @classmethod
     def settings_customise_sources(

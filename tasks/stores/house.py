@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class DaskTls:
+    """Files (PEM) by which a Dask scheduler and its clients know each other."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Locations:
     """Where the parts lie and what opens them: plain values, read from the settings by the flows."""
 
@@ -42,8 +51,11 @@ class Locations:
     secret: bytes = field(repr=False)
     vault_key: bytes = field(repr=False)
     dask_address: str = ""
+    dask_tls: DaskTls | None = None
+    dask_unencrypted: bool = False
     workers: int = 0
     memory_gb: float = 0.0
+    training_processes: int = 0
 
 
 class Stores:
