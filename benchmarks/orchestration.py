@@ -9,19 +9,16 @@ directly on as many threads. A series has one instance, so that what goes on bet
 from __future__ import annotations
 
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
+from _processes import whole
 from _studies import write_studies
-from _turns import ROOT, Taken, Turn, arguments, table, turns
+from _turns import Taken, arguments, table, turns
 
 TARGET_SECONDS = 20.0
 FLOW, DIRECT = "`nocturne ingest`, the flow on its embedded server", "the same work without Prefect"
@@ -39,7 +36,8 @@ def main() -> None:
         images = write_studies(folder / "studies", range(given.series), slices=1) / "images"
         homes = (folder / f"home-{number}" for number in count())
         nocturne, direct = ("-m", "flows", "ingest", images), (__file__, _WITHOUT, images)
-        found = turns({FLOW: _process(homes, *nocturne), DIRECT: _process(homes, *direct)}, given.repeat)
+        contestants = {FLOW: lambda: whole(next(homes), *nocturne), DIRECT: lambda: whole(next(homes), *direct)}
+        found = turns(contestants, given.repeat)
         kept = {_volumes(home) for home in folder.glob("home-*")}
     if len(kept) != 1:
         raise SystemExit("the two ways did not end with the same volumes")
@@ -71,25 +69,6 @@ def without_prefect(images: Path) -> None:
     room = Ingestor(*args, IngestRules(), workers=stores.workers)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(room.ingest, room.scan([str(images)]).series))
-
-
-def _process(homes: Iterator[Path], *command: object) -> Callable[[], Turn]:
-    """A whole process and its children in the next home."""
-
-    def run() -> Turn:
-        mine = {"NOCTURNE_HOME": str(next(homes)), "NOCTURNE_SECRET": "5a" * 32, "PYTHONPATH": str(ROOT)}
-        line = [sys.executable, *map(str, command)]
-        worked, begun = _children(), time.perf_counter()
-        subprocess.run(line, env={**os.environ, **mine}, cwd=ROOT, capture_output=True, check=True)
-        return Turn(time.perf_counter() - begun, _children() - worked)
-
-    return run
-
-
-def _children() -> float:
-    """CPU seconds of all processes that have ended below this one."""
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return spent.ru_utime + spent.ru_stime
 
 
 def _volumes(home: Path) -> frozenset[str]:

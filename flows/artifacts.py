@@ -24,9 +24,10 @@ from models.plan import Plan
 from models.refs import AnalysisRef, DatasetRef, EvaluationRef, PlanRef
 from models.registration import Registered
 from models.settings import Settings
+from tasks.progress import stage
 from tasks.stores.evaluations import report_files
 from tasks.stores.house import Stores
-from tasks.stores.tables import AnalysisRow, PlanRow
+from tasks.stores.tables import AnalysisRow, DatasetRecord, PackageRow, PlanRow
 
 if TYPE_CHECKING:  # a night needs no DICOM networking
     from tasks.deliver.door import Delivered
@@ -45,11 +46,19 @@ def show_table(key: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     create_table_artifact(key=key, description=title, table=[dict(row) for row in rows] or [{"": "none"}])
 
 
-def show_dataset(stores: Stores, ref: DatasetRef) -> None:
-    """Patients and cases of each split."""
-    dataset = stores.datasets.read(ref.key)
-    rows = [{"split": s, "patients": patients, "cases": cases} for s, (patients, cases) in dataset.counts().items()]
-    show_table("dataset", f"{dataset.name}: {', '.join(dataset.classes)} ({ref.key[:12]})", rows)
+def show_dataset(stores: Stores, name: str, ref: DatasetRef) -> None:
+    """Patients and cases of each split, and whether the recipe of that name has learnt from these very data before."""
+    row = stores.catalog.get(DatasetRecord, ref.key)
+    if row is None:
+        return
+    learnt = (PackageRow.dataset == ref.key, PackageRow.name == name)
+    before = stores.catalog.find(PackageRow, *learnt, order_by=PackageRow.created_at, limit=1)
+    news = f"no new data since {before[0].created_at.astimezone():%Y-%m-%d %H:%M}" if before else "new data"
+    counts = {split: (int(patients), int(cases)) for split, (patients, cases) in row.counts.items()}
+    with stage("dataset", unit="cases") as told:
+        told.advance(sum(cases for _, cases in counts.values()), news)
+    rows = [{"split": s, "patients": patients, "cases": cases} for s, (patients, cases) in counts.items()]
+    show_table("dataset", f"{name}: {', '.join(row.classes)} ({ref.key[:12]}), {news}", rows)
 
 
 def show_plan(stores: Stores, ref: PlanRef) -> None:

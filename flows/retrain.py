@@ -42,10 +42,10 @@ def retrain(
     real = for_this_night(ingesting.build)(stores, recipe)
     registering.check(stores, recipe, real)
     dataset = with_made_images(stores, recipe, real)
+    show_dataset(stores, recipe.name, dataset)
     followed = for_this_night(registering.champion)(stores, recipe.name) if recipe.follows else None
     plan = preprocessing.plan(stores, recipe, dataset, followed)
     prepared = preprocessing.prepare(stores, recipe, plan)
-    show_dataset(stores, dataset)
     show_plan(stores, plan)
     others = tuple(registering.champion(stores, name) for name in recipe.infer.ensemble)
     with one_training_at_a_time(), shown_on(ProgressArtifacts()):

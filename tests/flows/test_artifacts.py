@@ -11,8 +11,9 @@ import pytest
 from flows import artifacts
 from flows.thumbnails import chosen
 from models.evaluation import Evaluation, MetricSummary, Picture
-from models.refs import EvaluationRef, PackageRef
+from models.refs import DatasetRef, EvaluationRef, PackageRef
 from models.registration import Registered
+from tasks.stores.tables import DatasetRecord, PackageRow
 from tests.tasks.evaluate.reporting.samples import an_interval
 from tests.tasks.predict.samples import stores_at
 
@@ -64,3 +65,25 @@ def test_the_page_of_a_night_leads_to_the_report_and_shows_a_few_pictures(
         assert part in told
     assert told.count("![seen](data:image/svg+xml;base64,") == 2
     assert made["evaluation"]["table"][0]["value"] == "0.8000"
+
+
+def test_a_night_says_early_whether_there_is_anything_new_to_learn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda **said: made.append(said))
+    stores, ref = stores_at(tmp_path), DatasetRef.to("d" * 32)
+    counts = {"train": [5, 6], "validation": [1, 1], "test": [2, 2]}
+    stores.catalog.add(
+        DatasetRecord(dataset=ref.key, name="liver", kind="segmentation", classes=["liver"], counts=counts)
+    )
+    artifacts.show_dataset(stores, "liver", ref)
+    stores.catalog.add(PackageRow(package="p" * 32, name="liver", dataset=ref.key, weights_sha256="0" * 64))
+    artifacts.show_dataset(stores, "liver", ref)
+    artifacts.show_dataset(stores, "another", ref)
+    assert [said["description"].split(", ")[-1].split(" since ")[0] for said in made] == [
+        "new data",
+        "no new data",
+        "new data",
+    ]
+    assert made[0]["table"][0] == {"split": "train", "patients": 5, "cases": 6}

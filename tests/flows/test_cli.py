@@ -73,6 +73,30 @@ def test_help_imports_nothing_heavy() -> None:
     assert told.stdout.strip() == "[]"
 
 
+def test_a_status_imports_nothing_that_it_does_not_show(tmp_path: Path) -> None:
+    unwanted = HEAVY - {"sqlalchemy"} | {"numpy", "scipy", "alembic", "pynetdicom", "highdicom", "cryptography"}
+    code = f"""
+import sys
+from flows.cli import main
+sys.argv = ["nocturne", "status"]
+try:
+    main()
+finally:
+    print(sorted(set(sys.modules) & {unwanted!r}), file=sys.stderr)
+"""
+    assert nocturne("status", home=tmp_path).returncode == 0  # the first one makes the catalog
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NOCTURNE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "in quarantine" in told.stdout
+    assert told.stderr.strip() == "[]"
+
+
 def test_an_empty_installation_has_a_status_and_passes_its_examination(tmp_path: Path) -> None:
     status = nocturne("status", home=tmp_path)
     assert status.returncode == 0, status.stderr
