@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from models.recipe import Augment
-from tasks.train.augment import augmented, draw
+from tasks.train.augment import Draw, augmented, draw
 from tests.tasks.train.samples import NO_AUGMENT
 
 
@@ -103,14 +105,105 @@ def test_samples_that_drew_nothing_are_left_alone() -> None:
     assert 30 <= unchanged <= 58
 
 
-def test_scaling_up_enlarges() -> None:
+def test_looking_at_less_enlarges() -> None:
     before, masks = images(3)
-    _, grown = augmented(before, masks, only(scaling=1.0, scaling_range=(1.3, 1.3)), (), seed=0)
-    _, shrunk = augmented(before, masks, only(scaling=1.0, scaling_range=(0.7, 0.7)), (), seed=0)
+    _, grown = augmented(before, masks, only(scaling=1.0, scaling_range=(0.75, 0.75)), (), seed=0)
+    _, shrunk = augmented(before, masks, only(scaling=1.0, scaling_range=(1.4, 1.4)), (), seed=0)
     assert grown is not None
     assert shrunk is not None
-    assert float(grown.sum() / masks.sum()) == pytest.approx(1.3**3, rel=0.25)
-    assert float(shrunk.sum() / masks.sum()) == pytest.approx(0.7**3, rel=0.35)
+    assert float(grown.sum() / masks.sum()) == pytest.approx(0.75**-3, rel=0.25)
+    assert float(shrunk.sum() / masks.sum()) == pytest.approx(1.4**-3, rel=0.35)
+
+
+class TestDistribution:
+    """nnU-Net's, as its trainer builds the list (2.8): how often each transform acts, and between which bounds."""
+
+    COUNT = 20_000
+
+    def drawn(self, dimensions: int = 3, channels: int = 1, **changes: Any) -> Draw:
+        generator = torch.Generator().manual_seed(7)
+        flips = ("z", "y", "x")[3 - dimensions :]
+        return draw(Augment(**changes), self.COUNT, dimensions, flips, generator, channels=channels)
+
+    @pytest.mark.parametrize(
+        ("name", "neutral", "share"),
+        [
+            ("spatial", 0, 1 - 0.8 * 0.8),  # turned or scaled, apart from each other
+            ("noise", 0, 0.1),
+            ("blur", 0, 0.2 * 0.5),  # every other channel of such a sample
+            ("brightness", 1, 0.15),
+            ("contrast", 1, 0.15),
+            ("resolution", 1, 0.25 * 0.5),
+            ("gamma_inverted", 1, 0.1),
+            ("gamma", 1, 0.3),
+            ("flips", 0, 0.5),
+        ],
+    )
+    @both
+    def test_each_acts_as_often_as_there(self, dimensions: int, name: str, neutral: float, share: float) -> None:
+        values = getattr(self.drawn(dimensions), name)
+        acting = (values != neutral).float().mean()
+        assert float(acting) == pytest.approx(share, abs=0.015)  # four standard deviations of the most uncertain
+
+    @pytest.mark.parametrize(
+        ("name", "neutral", "low", "high", "mean"),
+        [
+            ("noise", 0, 0, 0.1, 0.05),
+            ("blur", 0, 0.5, 1, 0.75),
+            ("brightness", 1, 0.75, 1.25, 1.0),
+            ("contrast", 1, 0.75, 1.25, 1.0),
+            ("resolution", 1, 0.5, 1, 0.75),
+            # Below and above 1 equally often: the middle of 0.85 and 1.25.
+            ("gamma_inverted", 1, 0.7, 1.5, 1.05),
+            ("gamma", 1, 0.7, 1.5, 1.05),
+        ],
+    )
+    def test_each_draws_between_the_same_bounds(
+        self, name: str, neutral: float, low: float, high: float, mean: float
+    ) -> None:
+        values = getattr(self.drawn(), name)
+        values = values[values != neutral]
+        assert low <= float(values.min()) <= low + 0.02 * (high - low)
+        assert high - 0.02 * (high - low) <= float(values.max()) <= high
+        assert float(values.mean()) == pytest.approx(mean, abs=0.05 * (high - low))
+
+    def test_angles_and_scales_are_drawn_evenly(self) -> None:
+        turned = self.drawn(2, scaling=0, rotation=1.0, rotation_degrees=180.0).matrix
+        angles = torch.atan2(turned[:, 1, 0], turned[:, 0, 0]) / math.pi
+        assert np.histogram(angles, bins=4, range=(-1, 1))[0] / self.COUNT == pytest.approx([0.25] * 4, abs=0.015)
+        scaled = self.drawn(3, scaling=1.0, rotation=0).matrix
+        sizes = scaled.diagonal(dim1=1, dim2=2)
+        assert torch.equal(sizes[:, 0], sizes[:, 1])
+        assert torch.equal(sizes[:, 0], sizes[:, 2])
+        assert np.histogram(sizes[:, 0], bins=2, range=(0.7, 1.4))[0] / self.COUNT == pytest.approx([0.5] * 2, abs=0.02)
+        assert float(sizes.min()) >= 0.7
+        assert float(sizes.max()) <= 1.4
+
+    def test_three_angles_turn_about_three_axes_by_up_to_thirty_degrees(self) -> None:
+        matrices = self.drawn(3, scaling=0, rotation=1.0).matrix
+        assert torch.allclose(matrices @ matrices.mT, torch.eye(3).expand_as(matrices), atol=1e-5)
+        # The turn about z comes first: the last row tells it.
+        about_first = torch.atan2(matrices[:, 2, 1], matrices[:, 2, 2]).rad2deg()
+        assert float(about_first.abs().max()) <= 30.001
+        assert np.histogram(about_first, bins=3, range=(-30, 30))[0] / self.COUNT == pytest.approx(
+            [1 / 3] * 3, abs=0.02
+        )
+
+    def test_channels_draw_their_own_values_but_move_and_rustle_together(self) -> None:
+        drawn = self.drawn(channels=2, brightness=1.0, gamma=1.0, blur=1.0, low_resolution=1.0)
+        for values in (drawn.brightness, drawn.gamma):
+            assert float(torch.corrcoef(values.T)[0, 1].abs()) < 0.05
+        acting = torch.stack([(drawn.blur > 0).all(2), drawn.resolution != 1]).float()
+        assert acting.mean((1, 2)).tolist() == pytest.approx([0.5, 0.5], abs=0.015)
+        assert drawn.noise.shape == (self.COUNT,)
+
+    def test_of_several_channels_each_is_changed_by_what_it_drew(self) -> None:
+        before, _ = images(3)
+        several = before.repeat(1, 3, 1, 1, 1)
+        after, _ = augmented(several, None, only(brightness=1.0), (), seed=2)
+        factors = (after / several).flatten(2).median(2).values
+        assert torch.allclose(after, several * factors[:, :, None, None, None], atol=1e-5)
+        assert len(factors.unique()) > 3
 
 
 def test_rotation_is_rigid_in_millimetres() -> None:
@@ -127,7 +220,13 @@ def test_rotation_is_rigid_in_millimetres() -> None:
     assert int((wrong.sum(1) > 0).sum(1).min()) < 10 < int(widths.min())
 
 
-def test_coarse_slices_turn_and_scale_in_plane_only() -> None:
+def test_coarse_slices_turn_scale_and_coarsen_in_plane_only() -> None:
+    before, _ = images(3, 8)
+    after, _ = augmented(before, None, only(low_resolution=1.0), (), seed=0, in_plane=True)
+    flat = before[:, :, :, :1, :1].expand_as(before)  # each slice has one value
+    kept, _ = augmented(flat, None, only(low_resolution=1.0), (), seed=0, in_plane=True)
+    assert not torch.equal(before, after)
+    assert torch.allclose(kept, flat, atol=1e-6)
     drawn = draw(only(rotation=1.0, scaling=1.0), 8, 3, (), torch.Generator().manual_seed(0), in_plane=True)
     assert torch.allclose(drawn.matrix[:, 0], torch.tensor([1.0, 0.0, 0.0]))
     assert torch.allclose(drawn.matrix[:, :, 0], torch.tensor([1.0, 0.0, 0.0]))
