@@ -58,10 +58,14 @@ class Left:
 def assemble(images: Images, volumes: Iterable[V]) -> tuple[list[Assembled[V]], list[Left]]:
     """The cases among `volumes`, and what is left out. Without channels each volume that is meant is a case."""
     if not images.channels:
-        judged = [(volume, images.refusal(volume)) for volume in volumes]
-        left = [Left(volume.volume, reason) for volume, reason in judged if reason]
-        return [Assembled(volume) for volume, reason in judged if reason is None], left
-    return _Assembly(images, list(volumes)).cases()
+        kept, left = list[Assembled[V]](), list[Left]()
+        for volume in volumes:  # of a million, those that are meant are kept
+            if reason := images.refusal(volume):
+                left.append(Left(volume.volume, reason))
+            else:
+                kept.append(Assembled(volume))
+        return kept, left
+    return _Assembly(images, volumes).cases()
 
 
 def current(volumes: Iterable[V], preferred: Collection[str] = ()) -> list[V]:
@@ -78,7 +82,7 @@ def current(volumes: Iterable[V], preferred: Collection[str] = ()) -> list[V]:
 
 
 class _Assembly(Generic[V]):
-    def __init__(self, images: Images, volumes: Sequence[V]) -> None:
+    def __init__(self, images: Images, volumes: Iterable[V]) -> None:
         self.images, self.left = images, list[Left]()
         self.by_study: dict[tuple[str, str], list[list[V]]] = {}
         for volume in volumes:

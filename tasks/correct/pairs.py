@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
@@ -26,13 +27,15 @@ class Pair:
     study: str
 
 
-def new_pairs(session: Session, labels: Sequence[str] | None) -> Iterator[Pair]:
-    """All that no correction is known of: of these labels, or (None) of all."""
-    if labels is None:
-        yield from _found(session)
-    else:
-        for part in by_parts(labels):
-            yield from _found(session, LabelRow.label.in_(part))
+def new_pairs(session: Session, labels: Sequence[str]) -> Iterator[Pair]:
+    """All of these labels that no correction is known of."""
+    for part in by_parts(labels):
+        yield from _found(session, LabelRow.label.in_(part))
+
+
+def pairs_since(session: Session, moment: datetime | None) -> Iterator[Pair]:
+    """All of labels that came after `moment` (None: of all) that no correction is known of."""
+    return _found(session, *([] if moment is None else [LabelRow.created_at > moment]))
 
 
 def _found(session: Session, *where: ColumnElement[bool]) -> Iterator[Pair]:

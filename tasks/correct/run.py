@@ -7,15 +7,18 @@ and speaks of what the model found. Doing it again finds it done: a correction i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final, Literal
+
+from sqlalchemy import select
 
 from models.errors import BadInputError, IntegrityError, NocturneError, NotFoundError, PackageError
 from models.hashing import content_key
 from models.package import ModelPackage
 from models.refs import CorrectionRef, LabelRef
 from tasks.correct.judging import JUDGES
-from tasks.correct.pairs import Pair, new_pairs
+from tasks.correct.pairs import Pair, new_pairs, pairs_since
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_description
 from tasks.stores.results import Returned, delivered_objects, returned_labels
@@ -25,17 +28,36 @@ STAGE: Final = "correct"
 BAD: Final = (BadInputError, IntegrityError, NotFoundError, PackageError)
 """What is wrong with one label, prediction or package, and with no other."""
 
+_LOOKED: Final = "corrections"
+_OVERLAP: Final = timedelta(days=1)
+"""Rows are stamped before they are committed, and by several machines' clocks."""
+
 How = Literal["referenced", "same-image"]
 
 
 def correct(stores: Stores, labels: Sequence[LabelRef] | None = None) -> tuple[CorrectionRef, ...]:
-    """Score what these labels (None: all) correct, in the order in which they were made; returns what is new.
+    """Score what these labels correct, in the order in which they were made; returns what is new.
 
-    What cannot be scored is set aside with its reason, and the rest goes on.
+    None: all that came since all were last looked at, and those that were set aside. What cannot be scored is set
+    aside with its reason, and the rest goes on.
     """
-    keys = None if labels is None else sorted({ref.key for ref in labels})
+    if labels is not None:
+        with stores.catalog.reading() as session:
+            asked = list(new_pairs(session, sorted({ref.key for ref in labels})))
+        return _scored(stores, asked)
+    began, last = now(), stores.catalog.marked(_LOOKED)
     with stores.catalog.reading() as session:
-        pairs = list(new_pairs(session, keys))
+        pairs = list(pairs_since(session, datetime.fromisoformat(last) - _OVERLAP if last else None))
+        if last:
+            still_open = (QuarantineRow.stage == STAGE, QuarantineRow.resolved_at.is_(None))
+            aside = set(session.scalars(select(QuarantineRow.subject).where(*still_open)))
+            pairs += new_pairs(session, sorted(aside))
+    done = _scored(stores, pairs)
+    stores.catalog.mark(_LOOKED, began.isoformat())
+    return done
+
+
+def _scored(stores: Stores, pairs: Sequence[Pair]) -> tuple[CorrectionRef, ...]:
     if not pairs:
         return ()
     told = returned_labels(stores.vault, {pair.label.label for pair in pairs})

@@ -15,6 +15,7 @@ from models.evaluation import Comparison, Evaluation
 from models.hashing import content_key
 from models.package import ModelPackage
 from models.plan import Outlier
+from models.recipe import Images
 from models.refs import EvaluationRef
 from models.registration import Registered
 from models.report import FORMAT, Alert, Check, Decision, Exclusion
@@ -22,8 +23,10 @@ from tasks.evaluate.reporting.compose import Judged, compose
 from tasks.evaluate.reporting.page import render
 from tasks.evaluate.run import compare
 from tasks.stores.alerts import open_alerts
+from tasks.stores.catalog import by_parts
 from tasks.stores.evaluations import REPORT_FILE
 from tasks.stores.house import Stores
+from tasks.stores.meant import meant_volumes
 from tasks.stores.packages import read_description
 from tasks.stores.tables import (
     DatasetRecord,
@@ -75,7 +78,6 @@ def _judged(
     row = stores.catalog.get(EvaluationRow, ref.key)
     package, dataset = _package(stores, evaluation), stores.datasets.read(evaluation.dataset)
     before = champion if champion != ref else None
-    volumes = _images(stores, package, evaluation)
     return Judged(
         evaluation=evaluation,
         created_at=row.created_at if row else datetime.now(UTC),
@@ -86,8 +88,8 @@ def _judged(
         comparison=(comparison or compare(stores, before, ref)) if before else None,
         without=compare(stores, without, ref) if without else None,
         cases=stores.evaluations.cases(ref.key),
-        characteristics={v.volume: _texts(v.characteristics or {}) for v in volumes},
-        exclusions=(*_left_out(package, dataset, volumes), *_set_aside(stores)),
+        characteristics=_characteristics(stores, dataset),
+        exclusions=(*_left_out(stores, package.recipe.images, dataset, evaluation.dataset), *_set_aside(stores)),
         alerts=_alerts(stores, registered.name),
         watched=_watched(stores, registered.name),
         pictures=stores.evaluations.pictures(ref.key),
@@ -96,12 +98,12 @@ def _judged(
     )
 
 
-def _images(stores: Stores, package: ModelPackage, evaluation: Evaluation) -> Sequence[VolumeRow]:
-    """Those of the recipe's modalities that were there when the dataset was made."""
-    meant = VolumeRow.modality.in_(package.recipe.images.modalities)
-    made = stores.catalog.get(DatasetRecord, evaluation.dataset)
-    known = [VolumeRow.created_at <= made.created_at] if made else []
-    return stores.catalog.find(VolumeRow, meant, *known)
+def _characteristics(stores: Stores, dataset: Dataset) -> dict[str, dict[str, str]]:
+    """Of the dataset's images, as far as the catalog has kept them."""
+    asked = select(VolumeRow.volume, VolumeRow.characteristics)
+    with stores.catalog.reading() as session:
+        parts = (asked.where(VolumeRow.volume.in_(keys)) for keys in by_parts(row.volume for row in dataset.rows))
+        return {volume: _texts(told or {}) for part in parts for volume, told in session.execute(part)}
 
 
 def _package(stores: Stores, evaluation: Evaluation) -> ModelPackage:
@@ -145,13 +147,18 @@ _MEANINGS = {
 }
 
 
-def _left_out(package: ModelPackage, dataset: Dataset, volumes: Sequence[VolumeRow]) -> Iterator[Exclusion]:
-    """Images of the recipe's modalities that are no case of the dataset, by reason."""
-    used = {key for row in dataset.rows for key in (row.volume, *row.channels)}
-    reasons = {left.volume: left.reason for left in assemble(package.recipe.images, volumes)[1]}
-    counts = Counter(reasons.get(v.volume, "no-usable-label") for v in volumes if v.volume not in used)
+def _left_out(stores: Stores, images: Images, dataset: Dataset, key: str) -> Iterator[Exclusion]:
+    """Images of the recipe's modalities that are no case of the dataset though they were there then, by reason."""
+    made = stores.catalog.get(DatasetRecord, key)
+    known = [VolumeRow.created_at <= made.created_at] if made else []
+    with stores.catalog.reading() as session:
+        cases, left = assemble(images, meant_volumes(session, images, *known))
+    used = {volume for row in dataset.rows for volume in (row.volume, *row.channels)} | {""}
+    meant = {volume for case in cases for volume in (case.reference.volume, *case.channels)}
+    counts = Counter(one.reason for one in left if one.volume not in used)
+    counts["no-usable-label"] += len(meant - used)
     counts.pop("other-modality", None)
-    for reason, count in sorted(counts.items()):
+    for reason, count in sorted((+counts).items()):
         yield Exclusion(subject="images", reason=reason, count=count, meaning=_MEANINGS.get(reason, ""))
 
 

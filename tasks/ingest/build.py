@@ -20,10 +20,11 @@ from tasks.ingest.cases import Case, Exclusion, join, known_to, select
 from tasks.ingest.corrected import Corrections
 from tasks.ingest.patients import whole_patients
 from tasks.ingest.splits import place, strata
-from tasks.stores.catalog import Catalog
+from tasks.stores.catalog import Catalog, distinct, in_parts
 from tasks.stores.clinical import clinical_values
 from tasks.stores.datasets import DatasetStore, record_of
-from tasks.stores.tables import DatasetRecord, LabelRow, VolumeRow
+from tasks.stores.meant import meant_volumes
+from tasks.stores.tables import DatasetRecord, LabelRow
 from tasks.stores.volumes import VolumeStore
 
 __all__ = ["DatasetBuild", "Exclusion", "build_dataset"]
@@ -83,8 +84,8 @@ def build_dataset(
 
 
 def _cases(session: Session, recipe: Recipe, corrections: Corrections) -> tuple[list[Case], list[Exclusion]]:
-    meant = session.scalars(sql_select(VolumeRow).where(VolumeRow.modality.in_(recipe.images.modalities)))
-    assembled, exclusions = select(recipe.images, meant)
+    headers = bool(recipe.clinical.variables) and recipe.clinical.source == "DICOM"
+    assembled, exclusions = select(recipe.images, meant_volumes(session, recipe.images, headers=headers))
     if not assembled and not exclusions:
         raise NothingToDoError(
             f"the catalog holds no {' or '.join(recipe.images.modalities)} volume",
@@ -102,16 +103,20 @@ def _cases(session: Session, recipe: Recipe, corrections: Corrections) -> tuple[
 
 
 def _labels(session: Session, labels: Labels) -> Sequence[LabelRow]:
-    rows = session.scalars(sql_select(LabelRow).where(LabelRow.source == labels.source)).all()
-    if labels.source != "CSV":
-        return rows
-    names = sorted({row.name for row in rows})
-    wanted = labels.name or (names[0] if len(names) == 1 else None)
-    if wanted is None and names:
+    asked = sql_select(LabelRow).where(LabelRow.source == labels.source)
+    if labels.source == "CSV":
+        asked = asked.where(LabelRow.name == (labels.name or _only_set(session)))
+    return list(in_parts(session, asked))
+
+
+def _only_set(session: Session) -> str:
+    """The label set where there is one. Raises RecipeError where there are several."""
+    names = list(distinct(session, LabelRow.name, LabelRow.source == "CSV"))
+    if len(names) > 1:
         raise RecipeError(
             f"labels.name is not given, and there are several label sets: {', '.join(names)}", where="recipe"
         )
-    return [row for row in rows if row.name == wanted]
+    return names[0] if names else ""
 
 
 def _nothing(exclusions: Sequence[Exclusion], what: str, where: str) -> NothingToDoError:

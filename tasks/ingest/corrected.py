@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from models.recipe import LabelClass, Labels, Recipe
 from tasks.ingest.cases import Case, seen_classes
+from tasks.stores.catalog import by_parts
 from tasks.stores.tables import CorrectionRow, DatasetRecord, LabelRow, PackageRow
 
 
@@ -47,11 +48,9 @@ class Corrections:
 
     def of_other_kinds(self, session: Session, labels: Labels) -> Sequence[LabelRow]:
         """Those that came as another kind of object than the recipe's truth: a SEG where that was NIfTI, say."""
-        if not self.moments:
-            return ()
-        of_a_model = select(CorrectionRow.label).distinct()
-        other = (LabelRow.source != labels.source, LabelRow.source != "CSV", LabelRow.label.in_(of_a_model))
-        return [row for row in session.scalars(select(LabelRow).where(*other)) if row.label in self.moments]
+        other = select(LabelRow).where(LabelRow.source != labels.source, LabelRow.source != "CSV")
+        parts = by_parts(sorted(self.moments))
+        return [row for part in parts for row in session.scalars(other.where(LabelRow.label.in_(part)))]
 
     def seen_classes(self, labels: Labels, cases: Sequence[Case]) -> tuple[LabelClass, ...]:
         """As `cases.seen_classes`, but where some are corrected: the models' classes in their order, then others.

@@ -16,7 +16,7 @@ from models.pseudonyms import Pseudonymizer
 from models.recipe import Split
 from tasks.ingest.cases import Case
 from tasks.ingest.labels.table import ImportReport, Known, Refusal, read_table
-from tasks.stores.catalog import Catalog
+from tasks.stores.catalog import ROWS_AT_ONCE, Catalog
 from tasks.stores.tables import SplitRow
 
 _SMALL = 5
@@ -93,5 +93,5 @@ def import_splits(path: Path, *, catalog: Catalog, pseudonymizer: Pseudonymizer)
 def stored_splits(session: Session, patients: Mapping[str, object]) -> dict[str, SplitName]:
     """The sides of those patients that have one."""
     # All rows: a patient has one, and a list of a whole cohort is too long for a query.
-    rows = session.execute(select(SplitRow.patient, SplitRow.split))
+    rows = session.execute(select(SplitRow.patient, SplitRow.split).execution_options(yield_per=ROWS_AT_ONCE))
     return {patient: cast("SplitName", split) for patient, split in rows if patient in patients}

@@ -189,6 +189,17 @@ def in_parts(session: Session, query: Select[tuple[T]]) -> Iterator[T]:
     return iter(session.scalars(query.execution_options(yield_per=ROWS_AT_ONCE)))
 
 
+def distinct(session: Session, column: InstrumentedAttribute[str], *where: ColumnElement[bool]) -> Iterator[str]:
+    """The values of a column, in order, each by one look into an index on `where` and it: however many rows have it."""
+    last: str | None = None
+    while True:
+        beyond = () if last is None else (column > last,)
+        last = session.scalar(select(func.min(column)).where(*where, *beyond))
+        if last is None:
+            return
+        yield last
+
+
 def by_parts(keys: Iterable[Key]) -> Iterator[Sequence[Key]]:
     """So many at a time as one query may ask for."""
     wanted = list(keys)

@@ -10,9 +10,10 @@ from models.assembly import assemble, current
 from models.dataset import Dataset
 from models.plan import Plan
 from models.recipe import Recipe
-from tasks.stores.catalog import Catalog
+from tasks.stores.catalog import Catalog, in_parts
+from tasks.stores.meant import meant_volumes
 from tasks.stores.prepared import prepared_key
-from tasks.stores.tables import SplitRow, VolumeRow
+from tasks.stores.tables import SplitRow
 
 Volumes = tuple[str, ...]
 """One case's, the reference first; "" where a channel is missing."""
@@ -22,9 +23,9 @@ def unlabelled_cases(catalog: Catalog, recipe: Recipe, dataset: Dataset) -> tupl
     """Cases of the catalog that are not in the dataset, by volume. Patients of validation and test are left out."""
     used = {volume for row in dataset.rows for volume in (row.volume, *row.channels) if volume}
     with catalog.reading() as session:
-        held = set(session.scalars(select(SplitRow.patient).where(SplitRow.split != "train")))
-        rows = session.scalars(select(VolumeRow).where(VolumeRow.modality.in_(recipe.images.modalities))).all()
-    free = [row for row in current(rows, used) if row.patient not in held]
+        held = set(in_parts(session, select(SplitRow.patient).where(SplitRow.split != "train")))
+        rows = current(meant_volumes(session, recipe.images), used)
+    free = [row for row in rows if row.patient not in held]
     cases, _ = assemble(recipe.images, free)
     return tuple(sorted((c.reference.volume, *c.channels) for c in cases if c.reference.volume not in used))
 

@@ -12,6 +12,7 @@ from models.errors import NotFoundError, PackageError
 from models.package import ModelPackage
 from models.plan import CaseFacts
 from tasks.imaging.facts import trained_on
+from tasks.stores.catalog import ROWS_AT_ONCE
 from tasks.stores.house import Stores
 from tasks.stores.tables import PackageRow, PredictionRow, VolumeRow
 
@@ -73,7 +74,7 @@ def predicted_cases(
     """The images that this model was shown, in any version or in one, the newest first or the oldest."""
     moment = PredictionRow.created_at
     query = (
-        select(PredictionRow, VolumeRow)
+        select(PredictionRow, VolumeRow.patient, VolumeRow.study, VolumeRow.manufacturer, VolumeRow.model_name)
         .join(VolumeRow, PredictionRow.volume == VolumeRow.volume)
         .join(PackageRow, PredictionRow.package == PackageRow.package)
         .where(PackageRow.name == name)
@@ -83,7 +84,7 @@ def predicted_cases(
     if package is not None:
         query = query.where(PredictionRow.package == package)
     with stores.catalog.reading() as session:
-        return list(_told(session.execute(query)))
+        return list(_told(session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))))
 
 
 def window(
@@ -108,14 +109,14 @@ def one_a_patient(cases: Iterable[T]) -> Iterator[T]:
 
 
 def _told(rows: Iterable[Any]) -> Iterator[Predicted]:
-    for prediction, volume in rows:
+    for prediction, patient, study, manufacturer, scanner in rows:
         if prediction.facts is not None:  # predicted before they were kept
             yield Predicted(
-                patient=volume.patient,
+                patient=patient,
                 facts=CaseFacts.model_validate(prediction.facts),
-                manufacturer=volume.manufacturer,
-                scanner=volume.model_name,
-                study=volume.study,
+                manufacturer=manufacturer,
+                scanner=scanner,
+                study=study,
                 prediction=prediction.prediction,
                 package=prediction.package,
                 findings=tuple(prediction.result.get("findings", ())),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from sqlalchemy import select
 
 from models.assembly import assemble, current
 from models.package import ModelPackage
@@ -22,7 +23,9 @@ from models.refs import PackageRef
 from models.volume import Segment
 from models.watching import Suggestion
 from tasks.imaging.masks import belongs
+from tasks.stores.catalog import in_parts
 from tasks.stores.house import Stores
+from tasks.stores.meant import meant_volumes
 from tasks.stores.packages import read_description
 from tasks.stores.tables import LabelRow, SplitRow, VolumeRow
 from tasks.watch.inputs import MATTERS, contrast, grid_of, levels_of
@@ -77,8 +80,9 @@ class _Ranked:
 
 def _candidates(stores: Stores, package: ModelPackage, shown: Mapping[str, Predicted]) -> list[_Candidate]:
     images = package.recipe.images
-    held_out = {row.patient for row in stores.catalog.find(SplitRow, SplitRow.split != "train")}
-    rows = current(stores.catalog.find(VolumeRow, VolumeRow.modality.in_(images.modalities)))
+    with stores.catalog.reading() as session:
+        held_out = set(in_parts(session, select(SplitRow.patient).where(SplitRow.split != "train")))
+        rows = current(meant_volumes(session, images))
     cases, _ = assemble(images, rows)
     labelled = _Labelled.read(stores, package)
     return [
