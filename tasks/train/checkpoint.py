@@ -45,7 +45,7 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write it, whole or not at all, and drop the ones that are two older."""
-        content = save(_distinct(checkpoint.tensors))
+        content = packed(checkpoint)
         name = f"step-{checkpoint.step:09d}"
         body = {
             "format": _FORMAT,
@@ -84,6 +84,11 @@ class Checkpoints:
             return Checkpoint(body["step"], load(content), body["values"]) if whole else None
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
+
+
+def packed(checkpoint: Checkpoint) -> bytes:
+    """Its tensors, as safetensors."""
+    return save(_distinct(checkpoint.tensors))
 
 
 def _remove(path: Path) -> None:

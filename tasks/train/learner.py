@@ -22,6 +22,7 @@ from tasks.train.checkpoint import (
     restore_optimiser,
     restore_random_states,
 )
+from tasks.train.crew import ALONE, Crew
 from tasks.train.execution import Execution, choose_execution
 from tasks.train.hiding import empty_channels, hide_channels
 from tasks.train.mixing import Mixing, class_shares, draw_mixing
@@ -36,6 +37,8 @@ class Position:
     batch_size: int
     step: int = 0
     seconds: float = 0.0
+    waited: float = 0.0  # of these seconds: for batches
+    processes: int = 1  # that learn together
     validated: int = 0  # turns of validation that are over
     validated_at: float = 0.0  # seconds
     best_metric: float | None = None
@@ -50,7 +53,12 @@ class Position:
 
 
 class Learner:
-    """One training's moving parts. `average` holds the averaged weights, which are validated and packaged."""
+    """One training's moving parts. `average` holds the averaged weights, which are validated and packaged.
+
+    Of the several processes of a `crew` each has its own.
+    """
+
+    crew: Crew = ALONE
 
     def __init__(self, plan: Plan, device: torch.device, objective: Objective | None = None) -> None:
         self.plan, self.device = plan, device
@@ -87,21 +95,45 @@ class Learner:
     def settle(self, batch: Batch) -> None:
         """Decide how steps are carried out, by trying `batch`. A resumed training keeps what was decided."""
         if self.execution is None:
-            images, targets = self._on_device(batch)
-            chosen, note = choose_execution(self.network, self.objective, images, targets, self.plan.train)
+            chosen, note = self.crew.together(lambda: self._choose(batch))
+            chosen, note = self.crew.told([asdict(chosen), note])
             self.position.notes.append(note)
-            self._carry_out(chosen)
+            self._carry_out(Execution(**chosen))
+
+    def _choose(self, batch: Batch) -> tuple[Execution, str]:
+        images, targets = (self.crew.own(each) for each in self._on_device(batch))
+        return choose_execution(self.network, self.objective, images, targets, self.plan.train)
 
     def _carry_out(self, execution: Execution) -> None:
         self.execution = execution
         execution.lay_out(self.network)
         execution.lay_out(self.average)
-        self._runner = torch.compile(self.network) if execution.compiled else self.network  # type: ignore[assignment]
+        runner = self.crew.wrapped(self.network)
+        self._runner = torch.compile(runner) if execution.compiled else runner  # type: ignore[assignment]
 
     def step(self, batch: Batch, progress: float) -> float | None:
         """One update at `progress` (0–1) of the budget. Returns the loss, or None where it was not finite."""
-        assert self.execution is not None  # noqa: S101 - settled before the first step
         train, position = self.plan.train, self.position
+        for group in self.optimiser.param_groups:
+            group["lr"] = train.learning_rate * rate(progress, train) * group["share"]
+        self.optimiser.zero_grad(set_to_none=True)
+        self.crew.drawing(self.plan.seed, position.step)
+        logits, targets = self.crew.together(lambda: self._answered(batch))
+        loss = at(self.objective, progress)(self.crew.whole(logits, len(targets)), targets)
+        self.crew.backward(loss)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.clip)
+        # Both at once: a GPU is waited for a single time.
+        value, length = torch.stack((loss.detach().double(), norm.double())).tolist()
+        position.step += 1
+        if not math.isfinite(value) or not math.isfinite(length):
+            return None
+        self.optimiser.step()
+        self._follow()
+        return float(value)
+
+    def _answered(self, batch: Batch) -> tuple[Tensor | list[Tensor], Tensor]:
+        """What the network says of this process's part of a batch, and the targets of all of it."""
+        assert self.execution is not None  # noqa: S101 - settled before the first step
         images, targets = self._on_device(batch)
         clinical = None if batch.clinical is None else batch.clinical.to(self.device, non_blocking=True)
         images, targets = self._augmented(images, targets)
@@ -110,22 +142,10 @@ class Learner:
             images = mixing.images(images)
             targets = mixing.rows(class_shares(targets, self.plan.network.out_channels))
             clinical = None if clinical is None else mixing.rows(clinical)
-        for group in self.optimiser.param_groups:
-            group["lr"] = train.learning_rate * rate(progress, train) * group["share"]
-        self.optimiser.zero_grad(set_to_none=True)
+        own = self.crew.own
         with autocast(self.device, self.execution.precision):
-            laid_out = self.execution.lay_out_images(images)
-            logits = self._runner(laid_out) if clinical is None else self._runner(laid_out, clinical)
-        loss = at(self.objective, progress)(logits, targets)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.clip)
-        value = float(loss.detach())
-        position.step += 1
-        if not math.isfinite(value) or not math.isfinite(float(norm)):
-            return None
-        self.optimiser.step()
-        self._follow()
-        return value
+            laid_out = self.execution.lay_out_images(own(images))
+            return self._runner(laid_out) if clinical is None else self._runner(laid_out, own(clinical)), targets
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images = batch.images.to(self.device, non_blocking=True).float()
@@ -172,19 +192,18 @@ class Learner:
     def _follow(self) -> None:
         """Let the average follow; slower from step to step up to the plan's decay."""
         decay = min(self.plan.train.ema, (1 + self.position.step) / (10 + self.position.step))
-        for kept, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            kept.lerp_(new, 1 - decay)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
         for held, current in zip(self.average.buffers(), self.network.buffers(), strict=True):
             held.copy_(current)
 
     def halve(self) -> bool:
-        """Go on with half the batch; False where it is 1 already."""
+        """Go on with half the batch; False where it is 1 already, or 1 in each process."""
         self.optimiser.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if self.position.batch_size == 1:
+        if self.position.batch_size <= self.crew.size:
             return False
-        self.position.batch_size //= 2
+        self.position.batch_size = max(self.position.batch_size // 2, self.crew.size)
         self.position.notes.append(
             f"out of memory at step {self.position.step}: batch halved to {self.position.batch_size}"
         )

@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess, parent_process
@@ -18,9 +18,11 @@ from torch import nn
 
 from models.dataset import DatasetRow
 from models.package import TrainingRecord
+from models.plan import Plan
 from tasks.imaging.device import Precision, choose_device
 from tasks.stores.locks import held
 from tasks.train.checkpoint import Checkpoints
+from tasks.train.crew import ALONE, Crew
 from tasks.train.folds import Share
 from tasks.train.learner import Learner
 from tasks.train.loop import TERMINATED, Listener, Termination, Validation, fit
@@ -72,8 +74,16 @@ def learn(job: Job, termination: Termination, on_event: Listener | None = None) 
 
     Raises what `fit` raises.
     """
-    share = job.share
-    course = chart(share.plan, job.origin.of(share.name) if job.origin else None)
+    learner, course, validation = taught(job, termination, on_event)
+    record = _record(learner, course.notes, validated=validation is not None)
+    return Learnt(job.share.name, learner.final(), learner.precision, validation, record, course)
+
+
+def taught(
+    job: Job, termination: Termination, on_event: Listener | None = None, crew: Crew = ALONE
+) -> tuple[Learner, Course, Validation | None]:
+    """What has learnt, by which course, and what judged it: in this process, which may be one of a `crew`."""
+    share, course = job.share, _course(job)
     plan = course.plan
     device = choose_device(plan.train.device)
     teaching = teaching_for(plan)
@@ -81,13 +91,26 @@ def learn(job: Job, termination: Termination, on_event: Listener | None = None) 
     cases = _cases(job, share.learnt, replayed(share.learnt, known, plan.train.start.replay))
     judged = _cases(job, share.judged)
     validation = teaching.validation(judged, share.judged, device) if share.judged else None
-    with _alone(job.workspace):
+    with _alone(job.workspace) if crew.leads else nullcontext():
         learner = course.begin(teaching.learner(device))
-        checkpoints = Checkpoints(job.workspace, f"{job.key}.{plan.key}")
+        learner.crew = crew
         sampler = teaching.sampler(cases, share.learnt)
-        fit(learner, sampler, validation, checkpoints, on_event=on_event, termination=termination)
-    record = _record(learner, course.notes, validated=validation is not None)
-    return Learnt(share.name, learner.final(), learner.precision, validation, record, course)
+        fit(learner, sampler, validation, _checkpoints(job, plan), on_event=on_event, termination=termination)
+    return learner, course, validation
+
+
+def learnt_already(job: Job) -> bool:
+    """Whether its newest checkpoint says that training is over."""
+    found, _ = _checkpoints(job, _course(job).plan).newest()
+    return found is not None and found.values["position"]["stopped_by"] is not None
+
+
+def _course(job: Job) -> Course:
+    return chart(job.share.plan, job.origin.of(job.share.name) if job.origin else None)
+
+
+def _checkpoints(job: Job, plan: Plan) -> Checkpoints:
+    return Checkpoints(job.workspace, f"{job.key}.{plan.key}")
 
 
 def places(wanted: Literal["auto", "cpu", "cuda"]) -> int:
@@ -156,7 +179,9 @@ def _cases(job: Job, rows: Sequence[DatasetRow], shares: Sequence[float] | None 
 
 def _record(learner: Learner, before: tuple[str, ...], *, validated: bool) -> TrainingRecord:
     position = learner.position
-    notes = () if validated else ("no validation case: the last weights were taken, unjudged",)
+    notes = [] if validated else ["no validation case: the last weights were taken, unjudged"]
+    if position.seconds > 0:
+        notes.append(f"waited for patches for {position.waited / position.seconds:.1%} of the time")
     return TrainingRecord(
         steps=position.step,
         epochs=position.step // learner.plan.train.steps_per_epoch,
@@ -165,6 +190,7 @@ def _record(learner: Learner, before: tuple[str, ...], *, validated: bool) -> Tr
         device=_device_name(learner.device),
         precision=learner.precision,
         batch_size=position.batch_size,
+        processes=position.processes,
         parameters=learner.parameters,
         best_metric=position.best_metric or 0.0,
         best_step=position.best_step if validated else position.step,

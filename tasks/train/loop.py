@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Protocol
 
@@ -115,7 +115,9 @@ def fit(
 
 
 def _take_up(learner: Learner, checkpoints: Checkpoints) -> None:
-    found, damaged = checkpoints.newest()
+    crew = learner.crew
+    found, damaged = checkpoints.newest() if crew.leads else (None, 0)
+    found, damaged = crew.told_checkpoint(found), crew.told(damaged)
     if found is not None:
         learner.restore(found)
         learner.position.notes.append(f"resumed at step {found.step}")
@@ -123,6 +125,8 @@ def _take_up(learner: Learner, checkpoints: Checkpoints) -> None:
         note = f"{damaged} damaged checkpoint(s) passed over"
         learner.position.notes.append(note)
         _log.warning("%s, going on from step %d", note, learner.position.step)
+    if learner.position.stopped_by is None:
+        learner.position.processes = crew.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +190,7 @@ class _Loop:
         stop: Termination,
     ) -> None:
         self.learner, self.sampler, self.validation, self.checkpoints = learner, sampler, validation, checkpoints
-        self.on_event, self.stop = on_event, stop
+        self.on_event, self.stop, self.crew = on_event, stop, learner.crew
         self.plan = learner.plan.train
         self.budget = Budget(self.plan)
         self.speed = 0.0  # steps a second, smoothed
@@ -209,22 +213,38 @@ class _Loop:
     def _turn(self, batches: Prefetcher, running: Stage) -> None:
         """One step with what is due around it, on the training's clock."""
         begun, before = time.monotonic(), self.budget.spent(self.position)
-        if self.stop():
+        stop, self.position.seconds = self.crew.agree(self.stop(), self.position.seconds)
+        if stop:
             self._leave()
         position, ended = self.position, self.budget.ended_by(self.position)
         if ended or self._validation_due():
-            if not position.history or position.history[-1][0] < position.step:
-                self._validate(begun)
-            position.stopped_by = position.stopped_by or ended
-            position.seconds += time.monotonic() - begun
+            self._pause(begun, ended)
         else:
-            self._step(batches.next())
+            batch = batches.next()
+            position.waited += time.monotonic() - begun
+            self._step(batch)
             elapsed = time.monotonic() - begun
             position.seconds += elapsed
             self.speed = 0.95 * self.speed + 0.05 / elapsed if self.speed else 1 / elapsed
-        running.advance(self.budget.spent(position) - before, self._note())
+        running.advance(self.budget.spent(self.position) - before, self._note())
         if time.monotonic() - self.checkpoints.saved_at >= self.plan.checkpoint_minutes * 60:
             self._save()
+
+    def _pause(self, begun: float, ended: str | None) -> None:
+        """The leader validates, where that has not been done at this step, and says how it goes on."""
+        position, left = self.position, False
+        if self.crew.leads:
+            try:
+                if not position.history or position.history[-1][0] < position.step:
+                    self._validate(begun)
+            except InterruptedError:
+                left = True  # the checkpoint stands before this validation, which the resumed run then does
+            position.stopped_by = position.stopped_by or ended
+            position.seconds += time.monotonic() - begun
+        told = self.crew.told(None if left else asdict(position))
+        if told is None:
+            self._leave()
+        self.learner.position = Position(**told)
 
     def _step(self, batch: Batch) -> None:
         position = self.position
@@ -298,13 +318,8 @@ class _Loop:
         if self.validation is None:
             return None
         precision: Precision = self.learner.execution.precision if self.learner.execution else "auto"
-        try:
-            with memory_told("validation"):
-                return self.validation(self.learner.average, precision, self.stop)
-        except InterruptedError:
-            # The checkpoint stands before this validation, which the resumed run then does.
-            self._leave()
-            raise
+        with memory_told("validation"):
+            return self.validation(self.learner.average, precision, self.stop)
 
     def _weigh(self, metric: float) -> None:
         position = self.position
@@ -331,7 +346,8 @@ class _Loop:
         return " · ".join([*parts, f"{self.speed:.1f} steps/s"])
 
     def _save(self) -> None:
-        self.checkpoints.save(self.learner.checkpoint())
+        if self.crew.leads:
+            self.checkpoints.save(self.learner.checkpoint())
 
     def _leave(self) -> None:
         self._save()

@@ -49,10 +49,12 @@ def train(
     more_keys: Mapping[str, PreparedKeys] | None = None,
     on_event: Listener | None = None,
     cancel: threading.Event | None = None,
+    processes: int = 0,
 ) -> ModelPackage:
     """Train on the training split and write `weights.safetensors` and `package.json` into `staged`.
 
-    With folds the networks learn one after the other, or one on each GPU, and the package holds them all. `workspace`
+    With folds the networks learn one after the other, or one on each GPU, and the package holds them all. Otherwise a
+    network learns in as many `processes` as are wanted (0: one per GPU), which share out each batch. `workspace`
     keeps the checkpoints (`discard_checkpoints` once the package is published); called again after a kill, it goes on
     from the newest, and what has learnt does not learn again. `key` is the package's content key. `origin` is what it
     starts from, where the plan names weights or a champion; where the plan asks for pretraining, the prepared cases
@@ -69,8 +71,8 @@ def train(
     if plan.train.start.source == "pretraining":
         images = Cases(prepared, [*(prepared_keys[row.volume, row.label] for row in rows), *unlabelled])
         origin = pretrain(plan, images, choose_device(plan.train.device), workspace / _CHECKPOINTS, key, termination)
-    abreast = places(plan.train.device)
-    school = School(workspace / _CHECKPOINTS, key, prepared, keys, origin, abreast, termination, on_event)
+    abreast = 1 if processes else places(plan.train.device)
+    school = School(workspace / _CHECKPOINTS, key, prepared, keys, origin, abreast, termination, on_event, processes)
     taught = (
         {one.name: school.within(_folder(one.name)).teach(one.plan, rows, judged) for one in plan.candidates}
         if plan.candidates

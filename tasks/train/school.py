@@ -13,6 +13,7 @@ from models.errors import TrainingError
 from models.package import Member, TrainingRecord
 from models.plan import Plan
 from tasks.train.cascade import FULL, Teller, ToldStore, named
+from tasks.train.distributed import learn_jointly, processes_for
 from tasks.train.folds import Share, shared_out, summed_up
 from tasks.train.learning import Job, Learnt, PreparedKeys, learn, learn_abreast
 from tasks.train.loop import TERMINATED, Listener, Termination
@@ -83,7 +84,8 @@ def _summed(learnt: Sequence[Learnt]) -> TrainingRecord:
 class School:
     """Where checkpoints lie, whose they are (`key`), what is started from, and how many learn at the same time.
 
-    `prepared` opens cases; `keys` are theirs, by the key of the way in which they were prepared.
+    With `processes` each network learns in so many (0: one per GPU where networks do not learn abreast). `prepared`
+    opens cases; `keys` are theirs, by the key of the way in which they were prepared.
     """
 
     folder: Path
@@ -94,6 +96,7 @@ class School:
     abreast: int
     termination: Termination
     on_event: Listener | None = None
+    processes: int = 0
 
     def teach(self, plan: Plan, rows: Sequence[DatasetRow], judged: Sequence[DatasetRow]) -> Taught:
         """All networks of `plan`; what has learnt does not learn again. Raises what `learning.learn` raises."""
@@ -114,6 +117,11 @@ class School:
         ]
         if self.abreast > 1 and len(jobs) > 1:
             learn_abreast(jobs, self.abreast, self.termination)
+        else:
+            for job in jobs:
+                together = processes_for(job.share.plan, self.processes)
+                if together > 1:
+                    learn_jointly(job, together, self.termination, self.on_event)
         return [learn(job, self.termination, self.on_event) for job in jobs]
 
     def _first_stage(

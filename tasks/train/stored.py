@@ -68,6 +68,7 @@ def train_package(stores: Stores, recipe: Recipe, ref: PlanRef, champion: Packag
                     origin=origin_of(stores, recipe, champion),
                     more_keys={way.key: _ready(stores, dataset, recipe, way) for way in plan.grids},
                     unlabelled=[name for name in unlabelled_keys(recipe, plan) if stores.prepared.exists(name)],
+                    processes=stores.locations.training_processes,
                 )
                 stores.packages.publish(staged, key)
         commit_package(stores, recipe, row.dataset, key)
