@@ -254,17 +254,15 @@ def _rle(stream: Buffer, header: InstanceHeader, threads: int) -> NDArray[Any]:
     count, *offsets = struct.unpack("<16I", stream[:64])
     bounds = [*offsets[:count], len(stream)]
     size, width = header.rows * header.columns, header.bits_allocated // 8
-    planes = np.empty((header.samples_per_pixel, width, size), np.uint8)
+    pixels = np.empty((header.rows, header.columns, header.samples_per_pixel), f"<u{width}")
+    places = pixels.view(np.uint8).reshape(size, -1)
     for n, (start, stop) in enumerate(pairwise(bounds)):
         segment = np.frombuffer(imagecodecs.packbits_decode(_bytes(stream[start:stop])), np.uint8)
         # One byte of padding makes a segment's length even, and its decoding may show.
         if not size <= segment.size <= size + 2:
             raise PixelError(f"an RLE segment of {segment.size} bytes instead of {size}", reason="truncated-pixels")
-        planes[n // width, n % width] = segment[:size]
-    pixels = np.ascontiguousarray(planes.transpose(2, 0, 1)).view(f">u{width}")
-    return pixels.reshape((header.rows, header.columns, header.samples_per_pixel)).squeeze(
-        axis=2 if header.samples_per_pixel == 1 else ()
-    )
+        places[:, (n // width + 1) * width - 1 - n % width] = segment[:size]
+    return pixels[..., 0] if header.samples_per_pixel == 1 else pixels
 
 
 def _by_pydicom(stream: Buffer, header: InstanceHeader) -> NDArray[Any]:

@@ -3,7 +3,8 @@
 zarr-python encodes the chunks of a shard one after another in its event loop; here each thread takes a run of chunks,
 blosc releases the GIL, and a run is written while the next ones are compressed: half the time, and the same format.
 The caller creates the array (its metadata is zarr's own) with exactly these codecs: little-endian bytes, blosc
-zstd-1 with bitshuffle, CRC-32C; the index, with its CRC-32C, at the end.
+lz4-1 with bitshuffle (`COMPRESSOR`), CRC-32C; the index, with its CRC-32C, at the end. Of CT, lz4 makes a tenth more
+bytes than zstd-1, in a third of the time, and unpacks them in a third; a blosc chunk says itself which of them it is.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.stores.durable import begin_writing
+
+COMPRESSOR: Final = "lz4"
 LEVEL: Final = 1
 _ABSENT: Final = 2**64 - 1
 _BITSHUFFLE: Final = 2
+_CHECKSUM: Final = 4
 _RUNS_PER_THREAD: Final = 4
 
 
@@ -51,37 +56,40 @@ def _write_shard(
     offset = number = 0
     with path.open("wb") as file:
         for encoded in pool.map(lambda run: [_encode(array, chunks, place) for place in run], runs):
+            begun = offset
             for content in encoded:
                 if content:
-                    file.write(content)
-                    index[number] = offset, len(content)
-                    offset += len(content)
+                    size = len(content) + _CHECKSUM
+                    index[number] = offset, size
+                    offset += size
                 number += 1
-        file.write(_checked(index.tobytes()))
+            file.writelines(part for content in encoded if content for part in (content, _checksum(content)))
+            file.flush()
+            begin_writing(file.fileno(), begun, offset - begun)
+        file.write(index.tobytes())
+        file.write(_checksum(index.tobytes()))
 
 
 def _encode(array: NDArray[Any], chunks: Sequence[int], place: Sequence[int]) -> bytes:
     """One chunk, padded with zeros where it reaches beyond the array; b"" for a chunk of nothing but zeros."""
     part = array[tuple(slice(n * size, n * size + size) for n, size in zip(place, chunks, strict=True))]
-    if not part.any():
+    if not part.size or (not part.item(0) and not part.any()):  # its first value mostly tells, at no cost
         return b""
     if part.shape != tuple(chunks):
         whole = np.zeros(chunks, array.dtype)
         whole[tuple(map(slice, part.shape))] = part
         part = whole
-    return _checked(
-        bytes(
-            imagecodecs.blosc_encode(
-                cast("bytes", np.ascontiguousarray(part)),  # its stubs know bytes alone
-                level=LEVEL,
-                compressor="zstd",
-                shuffle=_BITSHUFFLE,
-                typesize=array.dtype.itemsize,
-                numthreads=1,
-            )
+    return bytes(
+        imagecodecs.blosc_encode(
+            cast("bytes", np.ascontiguousarray(part)),  # its stubs know bytes alone
+            level=LEVEL,
+            compressor=COMPRESSOR,
+            shuffle=_BITSHUFFLE,
+            typesize=array.dtype.itemsize,
+            numthreads=1,
         )
     )
 
 
-def _checked(content: bytes) -> bytes:
-    return content + struct.pack("<I", google_crc32c.value(content))
+def _checksum(content: bytes) -> bytes:
+    return struct.pack("<I", google_crc32c.value(content))

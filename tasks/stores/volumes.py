@@ -1,7 +1,8 @@
 """Volumes and masks in Zarr v3, each an OME-Zarr 0.5 image with our geometry beside it.
 
-One shard of small chunks a volume (blosc-zstd1 with bitshuffle, CRC-32C on each chunk and on the index): two files
-on disk, patches readable alone. Published whole; the catalog row is written by the caller afterwards.
+One shard of small chunks a volume (blosc-lz4 with bitshuffle, CRC-32C on each chunk and on the index): two files
+on disk, patches readable alone. Older volumes are zstd's: their metadata says so. Published whole; the catalog row is
+written by the caller afterwards.
 zarr-python's own codec pipeline does the reading: the Rust one (zarrs 0.2.3) is twice as fast but skips the inner
 checksums when it decodes part of a shard, and so returns damaged voxels without a word.
 """
@@ -24,7 +25,7 @@ from models.errors import IntegrityError
 from models.geometry import Geometry
 from models.volume import Mask, MaskSource, Segment, Unit, Volume
 from tasks.stores.places import Place, open_place
-from tasks.stores.shards import write_shards
+from tasks.stores.shards import COMPRESSOR, LEVEL, write_shards
 
 INNER = (32, 64, 64)
 SHARD_SLICES = 128
@@ -180,7 +181,7 @@ def _told(key: str) -> Iterator[None]:
 
 
 def _blosc(dtype: np.dtype[Any]) -> BloscCodec:
-    return BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=dtype.itemsize)
+    return BloscCodec(cname=COMPRESSOR, clevel=LEVEL, shuffle="bitshuffle", typesize=dtype.itemsize)
 
 
 def _axes(ndim: int) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tasks.stores.volumes import VolumeStore
 
 
 def created(folder: Path, array: np.ndarray, chunks: Any, shards: Any) -> zarr.Array:
-    blosc = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=array.dtype.itemsize)
+    blosc = BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle", typesize=array.dtype.itemsize)
     return zarr.create_array(
         folder,
         shape=array.shape,
@@ -73,3 +75,22 @@ def test_every_damaged_byte_of_a_chunk_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         with pytest.raises(IntegrityError):
             store.open("key").read()
+
+
+def test_a_volume_of_before_is_read(tmp_path: Path) -> None:
+    """Its chunks are of zstd; the metadata says so."""
+    array = np.random.default_rng(0).integers(-1000, 3000, (40, 70, 70)).astype(np.int16)
+    store = VolumeStore(str(tmp_path))
+    store.write("key", Volume(array, Geometry.from_spacing(array.shape, (1, 1, 1)), "CT"))
+    place = Path(store.place.location("key")) / "0"
+    about = json.loads((place / "zarr.json").read_text())
+    (sharding,) = about["codecs"]
+    (blosc,) = (codec for codec in sharding["configuration"]["codecs"] if codec["name"] == "blosc")
+    assert blosc["configuration"]["cname"] == "lz4"
+    blosc["configuration"]["cname"] = "zstd"
+    shutil.rmtree(place)
+    place.mkdir()
+    (place / "zarr.json").write_text(json.dumps(about))
+    zarr.open_array(place)[...] = array
+    np.testing.assert_array_equal(store.open("key").read().array, array)
+    np.testing.assert_array_equal(store.open("key").read_slab(3, 35), array[3:35])
