@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from datetime import timedelta
 
 import numpy as np
 import pytest
 
+from models.refs import CorrectionRef
+from tasks.correct import run
+from tasks.correct.pairs import Pair
 from tasks.correct.run import correct
+from tasks.stores.house import Stores
 from tasks.stores.tables import CorrectionRow, LabelRow, QuarantineRow
 from tests.tasks.correct.conftest import Reader
 
@@ -128,3 +134,46 @@ def test_a_lost_mask_is_set_aside_and_the_rest_goes_on(reader: Reader) -> None:
     (aside,) = stores.catalog.find(QuarantineRow)
     assert (aside.stage, aside.reason) == ("correct", "not-found")
     assert str(reader.slices[0].PatientID) not in str(aside)
+
+
+def test_a_later_night_looks_at_later_labels_alone(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_OVERLAP", timedelta(0))
+    stores = reader.installation.stores
+    assert correct(stores) == ()
+    left = reader.send(reader.draw(reader.drawn(), names=("spleen", "kidney")))
+    looked = counted_pairs(monkeypatch)
+    assert correct(stores) == ()
+    assert looked == [1]
+    assert correct(stores) == ()
+    assert looked == [1, 0]
+    assert reader.corrections(left) == ()
+    reader.send(reader.correct(reader.drawn()))
+    assert len(correct(stores)) == 1
+    assert looked[-1] == 1
+
+
+def test_what_could_not_be_scored_is_tried_every_night(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_OVERLAP", timedelta(0))
+    stores = reader.installation.stores
+    reader.send(reader.correct(reader.drawn()))
+    lost = stores.volumes.place.local(reader.prediction.prediction)
+    lost.rename(lost.with_name("elsewhere"))
+    assert correct(stores) == ()
+    assert correct(stores) == ()
+    lost.with_name("elsewhere").rename(lost)
+    assert len(correct(stores)) == 1
+    (aside,) = stores.catalog.find(QuarantineRow)
+    assert aside.resolved_at is not None
+
+
+def counted_pairs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pairs each later call takes up."""
+    looked: list[int] = []
+    scored = run._scored
+
+    def counting(stores: Stores, pairs: Sequence[Pair]) -> tuple[CorrectionRef, ...]:
+        looked.append(len(pairs))
+        return scored(stores, pairs)
+
+    monkeypatch.setattr(run, "_scored", counting)
+    return looked
