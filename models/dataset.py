@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from models.hashing import content_key
 from models.recipe import Kind, Split
@@ -54,6 +54,10 @@ class DatasetRow:
         """(z, y, x)."""
         return self.shape_z, self.shape_y, self.shape_x
 
+    def plain(self) -> dict[str, Any]:
+        """By name, as `dataclasses.asdict` gives it; all values are plain, so that nothing has to be copied."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -71,7 +75,7 @@ class Dataset:
     @property
     def key(self) -> str:
         """Content hash over kind, classes, variables and rows."""
-        rows = [asdict(row) for row in self.rows]
+        rows = [row.plain() for row in self.rows]
         return content_key("dataset", self.kind, list(self.classes), list(self.variables), rows)
 
     def split(self, name: SplitName) -> tuple[DatasetRow, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class DatasetStore:
         """Publish a manifest; one that is there already is kept. Raises SchemaError for rows that break the schema."""
         key = dataset.key
         if not self.place.exists(key):
-            frame = _checked(pd.DataFrame([asdict(row) for row in dataset.rows], columns=_COLUMNS), key)
+            frame = _checked(pd.DataFrame([row.plain() for row in dataset.rows], columns=_COLUMNS), key)
             header = {"name": dataset.name, "kind": dataset.kind, "classes": list(dataset.classes)}
             header["variables"] = list(dataset.variables)
             with self.place.staging() as folder:
