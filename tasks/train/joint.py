@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -55,11 +54,10 @@ class Joint(Crew):
         for module in network.modules():
             if isinstance(module, _BatchNorm):
                 module.__class__ = JointBatchNorm  # its parameters stay the objects that the optimiser holds
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return DistributedDataParallel(
-                network, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-            )
+        # A part that is left out by chance (stochastic depth) is left out in one process and not in another.
+        return DistributedDataParallel(
+            network, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
 
     def whole(self, logits: Logits, count: int) -> Logits:
         """As the base says; of each resolution."""
@@ -138,8 +136,7 @@ class Joint(Crew):
         length = torch.tensor([len(content)])
         dist.broadcast(length, 0, group=self.control)
         buffer = torch.frombuffer(bytearray(content or bytes(int(length))), dtype=torch.uint8)
-        if len(buffer):
-            dist.broadcast(buffer, 0, group=self.control)
+        dist.broadcast(buffer, 0, group=self.control)
         return buffer.numpy().tobytes()
 
 
