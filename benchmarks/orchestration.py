@@ -28,7 +28,7 @@ _WITHOUT = "--without-prefect"
 def main() -> None:
     """Take turns, each in a new home; then look whether all homes hold the same volumes."""
     parser = arguments(__doc__)
-    parser.set_defaults(repeat=3)
+    parser.set_defaults(repeat=2)
     parser.add_argument("--series", type=int, default=1000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
