@@ -212,7 +212,7 @@ recipes = [{recipes}]
             query = {"Level": "Instance", "Query": {"StudyInstanceUID": _uid(study), "Modality": "SEG\\SR"}}
             for identifier in client.post("/tools/find", json=query).raise_for_status().json():
                 content = client.get(f"/instances/{identifier}/file").raise_for_status().content
-                file = self.home.folder / "results" / f"{identifier}.dcm"
+                file = self.inbox.parent / "results" / f"{identifier}.dcm"
                 file.parent.mkdir(exist_ok=True)
                 file.write_bytes(content)
                 found.append(pydicom.dcmread(file))
