@@ -155,7 +155,7 @@ class PatchSampler:
         drawn = [self._draw(rng, index >= forced_from) for index in range(size)]
         kind = np.result_type(*{case.image.dtype for case, _, _ in drawn})
         # Copied once, from the file's pages to where the batch lies.
-        images = np.empty((size, len(drawn[0][0].image), *self.patch), kind)
+        images = np.empty((size, drawn[0][0].image.shape[0], *self.patch), kind)
         masks = np.empty((size, *self.patch), np.uint8)
         for image, place, (case, mask, corner) in zip(images, masks, drawn, strict=True):
             copy_cut(case.image, corner, image)
