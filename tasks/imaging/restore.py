@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from models.geometry import Geometry
 from models.plan import IntTriple
+from tasks.imaging.boundaries import Cells, Line, Near, disagreeing, likeliest, lines_between, spread
 from tasks.imaging.calibration import tempered
 from tasks.imaging.crop import Box, box_slices
+from tasks.imaging.held import Decided, Held
 from tasks.imaging.resample import resample_to_grid
 
 Float32 = NDArray[np.float32]
@@ -30,6 +32,7 @@ class Restorer:
 
     They are interpolated linearly (nnU-Net's rule), and `labels` (z, y, x) uint8 gets what `decision` makes of them at
     each voxel of `original` (by default the likeliest class); 0 is the background, and what lies outside the crop.
+    For the likeliest class, all channels are interpolated only where neighbouring voxels disagree.
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class Restorer:
         self._same = prepared.same_grid(original, tolerance=_SAME)
         inside = box_slices(crop)
         self._goal, self._grid = self.labels[inside], original.cropped(inside)
-        self._held = _Held()
+        self._way: _Surfaces | _Everywhere = _Everywhere(self._decision)
+        if isinstance(self._decision, Likeliest) and (lines := lines_between(prepared, self._grid)):
+            self._way = _Surfaces(self._decision, lines)
         self._waiting: list[_Slab] | None = None
 
     def take(self, first: int, probabilities: Float32) -> None:
@@ -55,24 +60,53 @@ class Restorer:
         if self._same:
             self.labels[first : first + probabilities.shape[1]] = self._decision.take(iter(probabilities))
             return
+        held = self._way.held
         if self._waiting is None:
-            self._waiting = list(_slabs(self._grid, self._prepared, self._slab_bytes, len(probabilities)))
-        self._held.add(first, probabilities)
-        while self._waiting and self._waiting[0].z1 <= self._held.end:
+            at_once = self._way.at_once(len(probabilities))
+            self._waiting = list(_slabs(self._grid, self._prepared, self._slab_bytes, at_once))
+        held.add(first, probabilities)
+        while self._waiting and self._waiting[0].z1 <= held.end:
             slab = self._waiting.pop(0)
-            self._restore(slab, len(probabilities))
-            self._held.forget(self._waiting[0].z0 if self._waiting else self._held.end)
+            goal = self._grid.cropped((slice(slab.low, slab.high), slice(None), slice(None)))
+            source = self._prepared.cropped((slice(slab.z0, slab.z1), slice(None), slice(None)))
+            self._goal[slab.low : slab.high] = self._way.labels(slab, source, goal)
+            held.forget(self._waiting[0].z0 if self._waiting else held.end)
 
     def confidence(self, classes: int) -> tuple[float, ...]:
         """Per class 1 … `classes`, the mean probability of the voxels that were given to it; 0 where there are none."""
         return self._decision.confidence(classes)
 
-    def _restore(self, slab: _Slab, classes: int) -> None:
-        goal = self._grid.cropped((slice(slab.low, slab.high), slice(None), slice(None)))
-        source = self._prepared.cropped((slice(slab.z0, slab.z1), slice(None), slice(None)))
-        channels = (self._held.channel(value, slab.z0, slab.z1) for value in range(classes))
-        seen = (resample_to_grid(channel, source, goal, order=1) for channel in channels)
-        self._goal[slab.low : slab.high] = self._decision.take(seen)
+
+class _Everywhere:
+    """All channels are interpolated at every voxel."""
+
+    def __init__(self, decision: Decision) -> None:
+        self.held, self._decision = Held(), decision
+
+    def at_once(self, classes: int) -> int:
+        """Of how many channels a slab is held."""
+        return classes
+
+    def labels(self, slab: _Slab, source: Geometry, goal: Geometry) -> NDArray[np.uint8]:
+        channels = (self.held.channel(value, slab.z0, slab.z1) for value in range(self.held.classes))
+        return self._decision.take(resample_to_grid(channel, source, goal, order=1) for channel in channels)
+
+
+class _Surfaces:
+    """One channel is, and all of them where neighbours disagree."""
+
+    def __init__(self, decision: Likeliest, lines: tuple[Line, Line, Line]) -> None:
+        self.held, self._decision, self._lines = Decided(), decision, lines
+
+    def at_once(self, classes: int) -> int:
+        """A label, where it comes from and how sure it is take as much as two channels do."""
+        return min(classes, 2)
+
+    def labels(self, slab: _Slab, source: Geometry, goal: Geometry) -> NDArray[np.uint8]:
+        z, y, x = self._lines
+        best = resample_to_grid(self.held.best(slab.z0, slab.z1), source, goal, order=1)
+        near = self.held.near(slab.z0, slab.z1)
+        return self._decision.between(near, best, (z.part(slab.low, slab.high, slab.z0), y, x))
 
 
 class Decision(Protocol):
@@ -102,12 +136,47 @@ class Likeliest:
         raised = _Raised(channels, 1 / self._temperature) if self._temperature != 1 else None
         labels, best = likeliest(raised or channels)
         foreground = labels > 0
-        values = labels[foreground]
-        sure = raised.shares(best, foreground) if raised else best[foreground]
-        self._sums += np.bincount(values, sure, 256)
-        self._counts += np.bincount(values, minlength=256)
+        self._note(labels[foreground], raised.shares(best, foreground) if raised else best[foreground])
         self._least = min(self._least, float(np.maximum(best, foreground).min()))
         return labels
+
+    def between(self, near: Near, best: Float32, lines: tuple[Line, Line, Line]) -> NDArray[np.uint8]:
+        """A label map of points between voxels whose likeliest classes are known; `best` (z, y, x), their probability
+        interpolated, is set right where they differ.
+        """
+        mixed = disagreeing(near.labels, lines)
+        begins = near.labels[tuple(slice(n) for n in mixed.shape)]
+        labels = spread(begins, lines)
+        # With a temperature, how sure a class is depends on all the others.
+        wanted = mixed if self._temperature == 1 else mixed | (begins > 0)
+        points = np.nonzero(spread(wanted, lines))
+        if len(points[0]):
+            cells = Cells(wanted, lines, near.labels.shape)
+            for some, rows in cells.interpolated(near.rows(cells.voxels), points):
+                here = tuple(axis[some] for axis in points)
+                labels[here], best[here] = self._of_rows(rows)
+        for axis, line in enumerate(lines):
+            if not line.reach.all():
+                outside: tuple[Any, ...] = (*(slice(None),) * axis, ~line.reach)
+                labels[outside], best[outside] = 0, 0
+        foreground = labels > 0
+        self._note(labels[foreground], best[foreground])
+        self._least = min(self._least, float(np.maximum(best, foreground).min()))
+        return labels
+
+    def _of_rows(self, rows: Float32) -> tuple[NDArray[np.uint8], Float32]:
+        """The likeliest class of each row (n, k), and how sure it is: background is not tempered."""
+        labels = rows.argmax(1)
+        chosen = (np.arange(len(rows)), labels)
+        best = rows[chosen]
+        if self._temperature != 1:
+            raised = np.power(np.maximum(rows, 0), np.float32(1 / self._temperature))
+            best = np.where(labels > 0, raised[chosen] / raised.sum(1), best)
+        return labels.astype(np.uint8), best
+
+    def _note(self, values: NDArray[np.uint8], sure: Float32) -> None:
+        self._sums += np.bincount(values, sure, 256)
+        self._counts += np.bincount(values, minlength=256)
 
     def confidence(self, classes: int) -> tuple[float, ...]:
         """Of the classes after the background."""
@@ -203,7 +272,7 @@ def restored(
     range at hand needs. `outside` (k,) is what is said of voxels outside the crop.
     """
     inside = box_slices(crop)
-    grid, held = original.cropped(inside), _Held()
+    grid, held = original.cropped(inside), Held()
     same = prepared.same_grid(grid, tolerance=_SAME)
     for low, high in ranges:
         part = np.empty((len(outside), high - low, *original.shape[1:]), np.float32)
@@ -230,16 +299,6 @@ def slab_ranges(shape: IntTriple, classes: int, slab_bytes: int = SLAB_BYTES) ->
     return [(low, min(shape[0], low + step)) for low in range(0, shape[0], step)]
 
 
-def likeliest(channels: Iterator[Float32]) -> tuple[NDArray[np.uint8], Float32]:
-    """The number of the largest of `channels` (z, y, x) at each voxel, the first of equals; and its value."""
-    best = np.array(next(channels), np.float32)
-    labels = np.zeros(best.shape, np.uint8)
-    for value, channel in enumerate(channels, 1):
-        np.copyto(labels, value, where=channel > best, casting="unsafe")
-        np.maximum(best, channel, out=best)
-    return labels, best
-
-
 @dataclass(frozen=True, slots=True)
 class _Slab:
     """Original slices [low, high) look at prepared slices [z0, z1)."""
@@ -248,24 +307,6 @@ class _Slab:
     high: int
     z0: int
     z1: int
-
-
-class _Held:
-    """Prepared slices that are still needed: (k, n, y, x) parts, without gaps."""
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[int, Float32]] = []
-        self.end = 0
-
-    def add(self, first: int, probabilities: NDArray[Any]) -> None:
-        self.parts.append((first, np.array(probabilities, np.float32)))
-        self.end = first + probabilities.shape[1]
-
-    def channel(self, value: int, z0: int, z1: int) -> Float32:
-        return np.concatenate([part[value, max(0, z0 - first) : max(0, z1 - first)] for first, part in self.parts])
-
-    def forget(self, below: int) -> None:
-        self.parts = [(first, part) for first, part in self.parts if first + part.shape[1] > below]
 
 
 def _slabs(grid: Geometry, prepared: Geometry, slab_bytes: int, classes: int) -> Iterator[_Slab]:

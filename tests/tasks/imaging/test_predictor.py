@@ -193,7 +193,7 @@ class TestInBands:
 
         def counted_take(restorer: Restorer, first: int, probabilities: np.ndarray) -> None:
             take(restorer, first, probabilities)
-            held.append(sum(part.nbytes for _, part in restorer._held.parts))
+            held.append(sum(part.nbytes for _, part in restorer._way.held.parts))
 
         monkeypatch.setattr(sliding, "_room", counted_room)
         monkeypatch.setattr(Restorer, "take", counted_take)

@@ -11,9 +11,11 @@ from scipy import ndimage
 
 from models.geometry import Geometry
 from models.plan import Normalisation, PreparePlan
+from tasks.imaging.boundaries import likeliest
+from tasks.imaging.crop import whole_box
 from tasks.imaging.prepare import lay_out, prepare_image, prepare_mask
 from tasks.imaging.resample import resample_to_grid
-from tasks.imaging.restore import EachAlone, Restorer, likeliest
+from tasks.imaging.restore import EachAlone, Likeliest, Restorer
 
 GRID = Geometry.from_spacing((24, 60, 50), (2.5, 0.9, 0.9), (12.0, -7.0, 300.0), "1.2.3")
 
@@ -110,3 +112,58 @@ def test_each_class_alone_is_decided_by_its_own_probability() -> None:
     second = np.array([0.2, 0.6, 0.9, 0.4], np.float32).reshape(1, 1, 4)
     assert decision.take(iter([first, second])).ravel().tolist() == [1, 3, 2, 1]
     assert decision.confidence(3) == pytest.approx((0.7, 0.75, 0.0))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (2.5, 0.5, 1.4), (6.0, 1.3, 0.9), (2.5, 0.9, 2.0)])
+@pytest.mark.parametrize("sharpness", [1.0, 40.0])
+def test_what_is_left_out_between_agreeing_voxels_changes_nothing(
+    sharpness: float, spacing: tuple[float, float, float], temperature: float
+) -> None:
+    grid = Geometry.from_spacing((13, 30, 26), (2.5, 0.9, 0.9))
+    sizes = zip(grid.shape, grid.spacing, spacing, strict=True)
+    prepared = grid.resized([max(1, round(n * a / b)) for n, a, b in sizes])
+    probabilities = chances(prepared.shape, 5) ** (sharpness / 40)
+    probabilities /= probabilities.sum(0)
+    whole = np.stack([resample_to_grid(p, prepared, grid, order=1) for p in probabilities])
+    truth = Likeliest(temperature)
+    labels = truth.take(iter(whole))
+    decision = Likeliest(temperature)
+    restorer = Restorer(prepared, whole_box(grid.shape), grid, decision=decision, slab_bytes=50_000)
+    for first in range(0, prepared.shape[0], 3):
+        restorer.take(first, probabilities[:, first : first + 3])
+    ranked = np.sort(whole, axis=0)
+    assert (restorer.labels == labels)[ranked[-1] - ranked[-2] > 1e-6].all()
+    assert len(np.unique(labels)) > 3
+    assert decision.confidence(4) == pytest.approx(truth.confidence(4), abs=1e-5)
+    assert decision.nearest == pytest.approx(truth.nearest, abs=1e-5)
+
+
+def test_a_class_that_is_nowhere_the_likeliest_may_be_so_in_between() -> None:
+    ends = np.array([[[[0.55], [0.0]]], [[[0.0], [0.55]]], [[[0.45], [0.45]]]], np.float32)  # (k, 1, 2, 1)
+    prepared = Geometry.from_spacing((1, 2, 1), (1.0, 3.0, 1.0))
+    restorer = Restorer(prepared, whole_box((1, 6, 1)), prepared.resized((1, 6, 1)))
+    restorer.take(0, ends)
+    assert restorer.labels.ravel().tolist() == [0, 0, 2, 2, 1, 1]
+    assert restorer.confidence(2) == pytest.approx((0.55, 0.45))
+
+
+def test_voxels_that_the_network_did_not_see_are_background() -> None:
+    prepared = Geometry.from_spacing((4, 4, 4), (2.0, 2.0, 2.0))
+    larger = Geometry.from_spacing((12, 8, 8), (1.0, 1.0, 1.0), (-0.5, -0.5, -0.5))
+    restorer = Restorer(prepared, whole_box(larger.shape), larger)
+    restorer.take(0, np.stack([np.zeros(prepared.shape, np.float32), np.ones(prepared.shape, np.float32)]))
+    assert (restorer.labels[:8] == 1).all()
+    assert not restorer.labels[8:].any()
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (2, 1, 0)])
+def test_exchanged_axes_are_interpolated_everywhere(order: tuple[int, int, int]) -> None:
+    prepared = Geometry.from_spacing((6, 8, 7), (2.0, 1.5, 1.5))
+    affine = prepared.respaced((1.0, 1.0, 1.0)).matrix[:, [*order, 3]]
+    turned = Geometry(affine=affine, shape=(9, 9, 9))
+    probabilities = chances(prepared.shape)
+    whole = np.stack([resample_to_grid(p, prepared, turned, order=1) for p in probabilities])
+    restorer = Restorer(prepared, whole_box(turned.shape), turned)
+    restorer.take(0, probabilities)
+    np.testing.assert_array_equal(restorer.labels, whole.argmax(0))
