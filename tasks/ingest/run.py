@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from models.errors import BadInputError, HeaderError, MemoryExhaustedError, SchemaError
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from models.errors import BadInputError, HeaderError, MemoryExhaustedError
 from models.hashing import content_key
 from models.pseudonyms import Pseudonymizer
 from models.refs import SeriesRef, VolumeRef
@@ -25,8 +28,9 @@ from tasks.ingest.rows import circumstances, identities, names_of, places_of, pr
 from tasks.ingest.scan import Scanner, workers_for
 from tasks.ingest.sources import reaching
 from tasks.ingest.stack import Refused, Stack, stacks_of
+from tasks.ingest.table import check_instances
 from tasks.ingest.voxels import values_of
-from tasks.stores.catalog import Catalog
+from tasks.stores.catalog import Catalog, by_parts
 from tasks.stores.tables import Base, QuarantineRow, SeriesRow, StudyRow, VolumeRow, now
 from tasks.stores.vault import Vault
 from tasks.stores.volumes import VolumeStore
@@ -157,17 +161,33 @@ class Ingestor:
         if self._catalog.count(QuarantineRow, *closed):
             self._catalog.change(QuarantineRow, *closed, resolved_at=None)
 
-    def _resolve(self, subjects: Sequence[str], *, but: Sequence[str]) -> None:
+    def _resolve(self, session: Session, subjects: Sequence[str], *, but: Sequence[str]) -> None:
         """Mark earlier entries of these subjects as resolved, but for those that were just made."""
-        for start in range(0, len(subjects), 500):
-            part = subjects[start : start + 500]
+        for part in by_parts(subjects):
             still_open = (
                 QuarantineRow.subject.in_(part),
                 QuarantineRow.resolved_at.is_(None),
                 QuarantineRow.entry.not_in(list(but)),
             )
-            if self._catalog.count(QuarantineRow, *still_open):
-                self._catalog.change(QuarantineRow, *still_open, resolved_at=now())
+            session.execute(update(QuarantineRow).where(*still_open).values(resolved_at=now()))
+
+
+@dataclass(slots=True)
+class _Made:
+    """New volumes' rows, what was refused, and a header of theirs, original and de-identified."""
+
+    rows: list[VolumeRow] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    headers: tuple[Any, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """All volumes of a series, and the reasons and quarantine entries of what is none."""
+
+    volumes: tuple[str, ...]
+    reasons: tuple[str, ...]
+    entries: tuple[str, ...]
 
 
 class _SeriesRun:
@@ -190,51 +210,45 @@ class _SeriesRun:
         # A volume whose damaged bytes were removed keeps its row, and is written again under the same key.
         known = {row.volume for row in rows_there if self._room._volumes.exists(row.volume)}
         missing = [n for n in range(len(stacks)) if keys[n] not in known]
+        made = _Made()
         if missing:
-            made, failed = self._make(intake, key, keys, missing)
-            known |= set(made)
-            refused += failed
+            made = self._make(intake, key, keys, missing)
+            known |= {row.volume for row in made.rows}
+            refused += made.refused
         rows = {row.entry: row for row in (refused_row(self._names, r, digests) for r in refused)}
         if rows:
             self._room._set_aside(list(rows.values()))
         done = [k for k in keys if k in known]
         reasons = tuple(dict.fromkeys(r.error.reason for r in refused))
         if done:
-            subjects = [self._names.series, *(d[:32] for d in digests.values())]
-            self._room._resolve(subjects, but=list(rows))
-            self._remember(key, done, reasons)
+            self._commit(key, keys, made, intake, _Done(tuple(done), reasons, tuple(rows)))
         existed = bool(done) and not set(done) & {keys[n] for n in missing}
         volumes = tuple(VolumeRef.to(k) for k in done)
         return Outcome(self._ref, volumes, reasons, existed, len(self._series.instances))
 
     # -- volumes ------------------------------------------------------------------------------------------------
 
-    def _make(self, intake: Intake, key: str, keys: list[str], numbers: list[int]) -> tuple[list[str], list[Refused]]:
-        """Publish the volumes of these stacks, then their rows. Returns the new keys and what was refused."""
-        table = self._pool.submit(self._check_table, intake)
-        rows: list[VolumeRow] = []
-        refused: list[Refused] = []
-        original = study = None
+    def _make(self, intake: Intake, key: str, keys: list[str], numbers: list[int]) -> _Made:
+        """Publish the volumes of these stacks; their rows are left to be committed."""
+        made, wrong = _Made(), self._check_table(intake)
         for number in numbers:
             stack = intake.slots[number].stack
             try:
                 self._check_patient()
                 dataset, clean = self._headers(stack.slices[0].header)
                 volume = self._volume(intake, number, dataset, clean)
-                if error := table.result():
-                    raise error
+                if wrong:
+                    raise wrong
             except BadInputError as error:
-                refused.append(Refused(stack.slices, error))
+                made.refused.append(Refused(stack.slices, error))
                 continue
             self._room._volumes.write(keys[number], volume)
             known = circumstances(dataset, self._room._pseudonymizer)
-            rows.append(volume_row(keys[number], key, self._names, volume, clean, stack, known))
-            original, study = original or dataset, study or clean
+            made.rows.append(volume_row(keys[number], key, self._names, volume, clean, stack, known))
+            made.headers = made.headers or (dataset, clean)
             intake.slots[number].stored = None
         intake.release()
-        if original is not None:
-            self._commit(key, rows, original, study, intake, keys)
-        return [row.volume for row in rows], refused
+        return made
 
     def _headers(self, header: InstanceHeader) -> tuple[Any, Any]:
         """An instance's whole header, original and de-identified. Raises HeaderError.
@@ -285,43 +299,37 @@ class _SeriesRun:
         self._room._deidentifier.check_burned_in(dataset if worst.burned_in == first.burned_in else _header_of(worst))
 
     def _check_table(self, intake: Intake) -> BadInputError | None:
-        """The series' instances against their schema. Runs beside the decoding: pandas takes a while to import."""
-        import pandas as pd
-
-        from models import schemas
-
-        headers = self._series.instances
+        """The series' instances against their schema."""
         try:
-            schemas.check(
-                pd.DataFrame(
-                    {
-                        "instance": [self._pseudonyms[h.sop_uid] for h in headers],
-                        "rows": [h.rows for h in headers],
-                        "columns": [h.columns for h in headers],
-                        "frames": [h.frames for h in headers],
-                        "bits_allocated": [h.bits_allocated for h in headers],
-                        "samples_per_pixel": [h.samples_per_pixel for h in headers],
-                        "photometric": [h.photometric for h in headers],
-                        "slope": [h.planes[0].slope for h in headers],
-                        "intercept": [h.planes[0].intercept for h in headers],
-                        "digest": [intake.digests[h.source] for h in headers],
-                    }
-                ),
-                schemas.INSTANCES,
-                where=self._names.series,
-                subject="instance",
-            )
-        except SchemaError as error:
-            return HeaderError(error.what, reason=error.reason, hint=error.hint)
+            check_instances(self._series.instances, self._pseudonyms, intake.digests, where=self._names.series)
+        except HeaderError as error:
+            return error
         return None
 
-    def _commit(
-        self, key: str, volumes: list[VolumeRow], original: Any, clean: Any, intake: Intake, keys: list[str]
-    ) -> None:
-        """The vault first, then all rows in one transaction: they are what makes the series exist."""
+    def _commit(self, key: str, keys: list[str], made: _Made, intake: Intake, done: _Done) -> None:
+        """One transaction makes the series exist: rows, what the vault keeps of it, and that nothing is left to do."""
         names, room = self._names, self._room
-        places = {keys[n]: places_of(slots.stack.slices) for n, slots in enumerate(intake.slots)}
-        room._vault.put(ORIGINALS, key, identities(self._series, original, places))
+        subjects = [names.series, *(digest[:32] for digest in intake.digests.values())]
+        record = {
+            "series": key,
+            "rules": room._rules_key,
+            "volumes": done.volumes,
+            "quarantined": done.reasons,
+            "instances": len(self._series.instances),
+        }
+        with room._catalog.transaction() as session:
+            if made.headers is not None:
+                original, clean = made.headers
+                places = {keys[n]: places_of(slots.stack.slices) for n, slots in enumerate(intake.slots)}
+                room._vault.seal(session, ORIGINALS, key, identities(self._series, original, places))
+                for row in self._rows(key, made, clean):
+                    room._catalog.insert(session, row)
+            room._resolve(session, subjects, but=done.entries)
+            room._vault.seal(session, INGESTED, self._ref.key, record)
+
+    def _rows(self, key: str, made: _Made, clean: Any) -> list[Base]:
+        """Study, series and volumes: each after what it refers to."""
+        names = self._names
         study = StudyRow(study=names.study, patient=names.patient, study_date=str(clean.get("StudyDate") or ""))
         series = SeriesRow(
             series=key,
@@ -332,18 +340,7 @@ class _SeriesRun:
             description=str(clean.get("SeriesDescription") or ""),
             instances=len(self._series.instances),
         )
-        rows: list[Base] = [study, series, *volumes]
-        room._catalog.add(*rows)
-
-    def _remember(self, key: str, volumes: list[str], reasons: tuple[str, ...]) -> None:
-        record = {
-            "series": key,
-            "rules": self._room._rules_key,
-            "volumes": volumes,
-            "quarantined": reasons,
-            "instances": len(self._series.instances),
-        }
-        self._room._vault.put(INGESTED, self._ref.key, record)
+        return [study, series, *made.rows]
 
 
 def _header_of(header: InstanceHeader) -> Any:

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
 
 from models.errors import IntegrityError, NotFoundError, SettingsError
 from models.hashing import content_key
 from tasks.stores.catalog import Catalog
 from tasks.stores.tables import VaultRow, now
 
-_NONCE_BYTES = 12
+_NONCE_BYTES: Final = 12
+_LONG: Final = 512
+_LEVEL: Final = 1
+_ZLIB: Final = b"x"
 
 
 class Vault:
@@ -38,14 +43,18 @@ class Vault:
 
     def put_many(self, kind: str, values: Mapping[str, Any]) -> None:
         """Seal many in one transaction."""
-        insert = (sqlite if self._catalog.engine.dialect.name == "sqlite" else postgresql).insert
         with self._catalog.transaction() as session:
             for key, value in values.items():
-                nonce = os.urandom(_NONCE_BYTES)
-                sealed = self._cipher.encrypt(nonce, json.dumps(value).encode(), _bound(kind, key))
-                row = {"key_id": self.key_id, "nonce": nonce, "sealed": sealed, "created_at": now()}
-                statement = insert(VaultRow).values(kind=kind, key=key, **row)
-                session.execute(statement.on_conflict_do_update(index_elements=["kind", "key"], set_=row))
+                self.seal(session, kind, key, value)
+
+    def seal(self, session: Session, kind: str, key: str, value: Any) -> None:
+        """As `put`, within a transaction."""
+        insert = (sqlite if self._catalog.engine.dialect.name == "sqlite" else postgresql).insert
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = self._cipher.encrypt(nonce, _packed(value), _bound(kind, key))
+        row = {"key_id": self.key_id, "nonce": nonce, "sealed": sealed, "created_at": now()}
+        statement = insert(VaultRow).values(kind=kind, key=key, **row)
+        session.execute(statement.on_conflict_do_update(index_elements=["kind", "key"], set_=row))
 
     def get(self, kind: str, key: str) -> Any:
         """The record. Raises NotFoundError; SettingsError for another vault key; IntegrityError if it was changed."""
@@ -72,9 +81,20 @@ class Vault:
                 hint="restore the key file that belongs to this catalog",
             )
         try:
-            return json.loads(self._cipher.decrypt(row.nonce, row.sealed, _bound(row.kind, row.key)))
-        except (InvalidTag, ValueError):  # ValueError: a nonce of an impossible length
+            return _unpacked(self._cipher.decrypt(row.nonce, row.sealed, _bound(row.kind, row.key)))
+        except (InvalidTag, ValueError, zlib.error):  # ValueError: a nonce of an impossible length
             raise IntegrityError("a vault record was changed after it was sealed", where=row.key) from None
+
+
+def _packed(value: Any) -> bytes:
+    """JSON, deflated where it is long: the scan of a series says much the same of each instance."""
+    told = json.dumps(value).encode()
+    return zlib.compress(told, _LEVEL) if len(told) > _LONG else told
+
+
+def _unpacked(told: bytes) -> Any:
+    """No JSON begins as zlib does."""
+    return json.loads(zlib.decompress(told) if told[:1] == _ZLIB else told)
 
 
 def _bound(kind: str, key: str) -> bytes:
