@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tasks.train.patches import Batch, Cases, ImageSampler, PatchSampler, Prefetcher, cut
 from tests.tasks.train.samples import MemoryCase, MemoryStore, ball, picture
@@ -54,6 +57,29 @@ class TestPatches:
         empty = MemoryStore({"a": MemoryCase(np.ones((1, 4, 8, 8), np.float16), np.zeros((4, 8, 8), np.uint8))})
         batch = PatchSampler(Cases(empty, ["a"]), (4, 4, 4), 1.0, 0).batch(0, 2)
         assert batch.targets.sum() == 0
+
+    def test_of_an_image_only_what_is_cut_is_asked_for(self) -> None:
+        whole = ball(1)
+
+        class Joined:
+            """A second stage's image: a shape, and a way to cut."""
+
+            shape, dtype = whole.image.shape, whole.image.dtype
+
+            def __getitem__(self, places: tuple[Any, ...]) -> NDArray[Any]:
+                return whole.image[places]
+
+        joined = MemoryStore({"a": replace(whole, image=cast(Any, Joined()))})
+        plain = MemoryStore({"a": whole})
+        for patch in ((8, 16, 16), (16, 16, 16)):
+            one, other = (PatchSampler(Cases(s, ["a"]), patch, 0.5, 0).batch(0, 4) for s in (joined, plain))
+            assert same(one, other)
+
+    def test_cases_of_half_and_of_full_precision_go_together(self) -> None:
+        half = ball(1)
+        mixed = MemoryStore({"a": half, "b": replace(half, image=half.image.astype(np.float32))})
+        kinds = {PatchSampler(Cases(mixed, ["a", "b"]), (8, 8, 8), 0, 0).batch(s, 2).images.dtype for s in range(20)}
+        assert kinds == {torch.float16, torch.float32}
 
     @given(
         corner=st.tuples(*[st.integers(-6, 6)] * 3),
