@@ -1,47 +1,47 @@
-"""Where the work on many cases runs: a Dask scheduler that is there, or a local one for the time of one stage."""
+"""Where the work on many cases runs: a Dask scheduler that is there, or a local one for the time of one stage.
+
+Whoever reaches a scheduler can run code as its workers' user. So the local one is behind TLS, and one on another
+machine has to be, unless the settings say that its network is trusted.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 import dask
-from distributed import Client, LocalCluster, Security, Worker, WorkerPlugin
+from distributed import Client, Future, LocalCluster, Security
 
-from models.errors import ServiceUnavailableError
+from models.errors import ServiceUnavailableError, SettingsError
+from tasks.preprocess.workers import OneBlasThread, registered
+from tasks.stores.house import DaskTls
 
 LOOPBACK = "127.0.0.1"
 CONNECT_SECONDS = 15
-
-
-class OneBlasThread(WorkerPlugin):
-    """Cases run side by side, so each gets one thread of BLAS: more would only get in each other's way."""
-
-    name = "one-blas-thread"
-
-    def setup(self, worker: Worker) -> None:
-        """Also on workers that join or restart later."""
-        # Only libraries that are loaded can be told.
-        import scipy.linalg  # noqa: F401
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(1)
+LONELY_SECONDS = 60.0
+"""Without any worker for so long, work is given up: nobody may be there to start another."""
 
 
 @contextmanager
-def compute_client(address: str, workers: int) -> Iterator[Client]:
+def compute_client(
+    address: str, workers: int, tls: DaskTls | None = None, unencrypted: bool = False
+) -> Iterator[Client]:
     """A client of the scheduler at `address`, or of a cluster of this machine's own where that is empty.
 
     The local cluster is one process with `workers` threads (0: one per core) that is restarted if it dies; it listens
     on the loopback interface alone, behind TLS with a key of its own, and has no dashboard.
-    Raises ServiceUnavailableError where nobody answers.
+    Raises ServiceUnavailableError where nobody answers or no worker is there, SettingsError where `tls` cannot be used
+    or is missing (`unencrypted` allows that for another machine).
     """
     with dask.config.set({"distributed.logging.distributed": "error"}), _quiet():
         if address:
-            with _remote(address) as client:
-                client.register_plugin(OneBlasThread())
+            with _remote(address, _security(address, tls, unencrypted)) as client:
                 yield client
             return
         with (
@@ -65,15 +65,108 @@ def compute_client(address: str, workers: int) -> Iterator[Client]:
             yield client
 
 
-def _remote(address: str) -> Client:
+@contextmanager
+def given_up_when_alone(client: Client, futures: Sequence[Future]) -> Iterator[None]:
+    """Cancels the futures once no worker has been there for `LONELY_SECONDS`: a scheduler would wait for ever."""
+    over = threading.Event()
+
+    def watch() -> None:
+        last_seen = time.monotonic()
+        while not over.wait(min(2.0, LONELY_SECONDS / 4)):
+            if _has_workers(client):
+                last_seen = time.monotonic()
+            elif time.monotonic() - last_seen > LONELY_SECONDS:
+                with suppress(OSError):  # the scheduler has gone too, and the futures with it
+                    client.cancel(list(futures))
+                return
+
+    watcher = threading.Thread(target=watch, name="dask-workers", daemon=True)
+    watcher.start()
     try:
-        return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _has_workers(client: Client) -> bool:
+    try:
+        return bool(client.scheduler_info(n_workers=1)["workers"])
+    except (OSError, TimeoutError):
+        return False
+
+
+@contextmanager
+def _remote(address: str, security: Security | None) -> Iterator[Client]:
+    with _connected(address, security) as client:
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except TimeoutError:
+            raise ServiceUnavailableError(
+                "the Dask scheduler has no workers",
+                where=address,
+                hint="start some with `dask worker`, or leave `dask_address` empty to compute on this machine",
+            ) from None
+        with registered(client, OneBlasThread()):
+            yield client
+
+
+def _connected(address: str, security: Security | None) -> Client:
+    try:
+        return Client(address, timeout=CONNECT_SECONDS, security=security, set_as_default=False)
     except (OSError, TimeoutError) as error:
         raise ServiceUnavailableError(
-            "the Dask scheduler does not answer",
+            "the Dask scheduler does not answer" + (", or trusts other certificates" if security else ""),
             where=address,
             hint="start it, or leave `dask_address` empty to compute on this machine",
         ) from error
+
+
+def _security(address: str, tls: DaskTls | None, unencrypted: bool) -> Security | None:
+    """What to connect with. Raises SettingsError."""
+    scheme, _, rest = address.rpartition("://")
+    if scheme == "tls":
+        return _tls(address, tls)
+    if tls:
+        raise SettingsError("dask_tls_* are set, but the scheduler's address is not tls://…", where=address)
+    if scheme not in {"", "tcp"} or unencrypted or _is_this_machine(rest):
+        return None
+    raise SettingsError(
+        "without TLS, whoever reaches this scheduler's network can run code on its workers",
+        where=address,
+        hint="name it tls://… with dask_tls_ca, dask_tls_cert and dask_tls_key; or set dask_unencrypted = true",
+    )
+
+
+def _tls(address: str, tls: DaskTls | None) -> Security:
+    if tls is None:  # it may be in Dask's own configuration
+        security = Security(require_encryption=True)
+        if not security.get_tls_config_for_role("client").get("ca_file"):
+            raise SettingsError(
+                "the scheduler wants TLS, and no certificates are named",
+                where=address,
+                hint="set dask_tls_ca, dask_tls_cert and dask_tls_key",
+            )
+        return security
+    files = {"tls_ca_file": tls.ca, "tls_client_cert": tls.cert, "tls_client_key": tls.key}
+    for name, file in files.items():
+        if not os.access(file, os.R_OK):
+            raise SettingsError(f"the file of {name} cannot be read", where=address, hint="see dask_tls_* in settings")
+    security = Security(require_encryption=True, **{name: str(file) for name, file in files.items()})
+    try:
+        security.get_connection_args("client")
+    except (OSError, ValueError) as error:
+        told = f"its certificates cannot be used ({type(error).__name__})"
+        raise SettingsError(told, where=address, hint="give PEM files, the key without a password") from None
+    return security
+
+
+def _is_this_machine(rest: str) -> bool:
+    host = urlsplit(f"//{rest}").hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _cores() -> set[int]:

@@ -44,7 +44,7 @@ from tasks.stores.transforms import TransformStore
 from tasks.stores.volumes import VolumeStore
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 RETRIES = 3
 FACTS = ".facts"
@@ -297,26 +297,42 @@ def _here(work: Callable[[Case], T | NocturneError], cases: Sequence[Case]) -> I
 def _on_dask(
     client: Client, work: Callable[[Case], T | NocturneError], cases: Sequence[Case], name: str
 ) -> Iterable[tuple[Case, T | NocturneError]]:
-    from distributed import KilledWorker, as_completed
-    from distributed.client import FutureCancelledError
+    from distributed import as_completed
 
-    futures = client.map(work, cases, retries=RETRIES, pure=False, key=name)
+    from tasks.preprocess.cluster import given_up_when_alone
+
+    futures = client.map(partial(_on_worker, work), cases, retries=RETRIES, pure=False, key=name)
     case_of = dict(zip((f.key for f in futures), cases, strict=True))
     try:
-        for future in as_completed(futures, loop=client.loop):
-            case = case_of[future.key]
-            try:
-                result = future.result()
-            except TransientError as error:
-                result = error
-            except (KilledWorker, FutureCancelledError) as error:
-                result = WorkerLostError(
-                    "the worker died each time it took up this case",
-                    where=case.volume,
-                    hint="it may need more memory than the worker has",
-                )
-                result.__cause__ = error
-            yield case, result
-            future.release()
+        with given_up_when_alone(client, futures):
+            for future in as_completed(futures, loop=client.loop):
+                case = case_of[future.key]
+                yield case, _result(future, case)
+                future.release()
     finally:
         client.cancel(futures)
+
+
+def _on_worker(work: Callable[[Case], T | NocturneError], case: Case) -> T | NocturneError:
+    from tasks.preprocess.workers import of_use_here
+
+    of_use_here()
+    return work(case)
+
+
+def _result(future: Future[T | NocturneError], case: Case) -> T | NocturneError:
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+
+    try:
+        return future.result()
+    except TransientError as error:
+        return error
+    except (KilledWorker, FutureCancelledError) as error:
+        lost = WorkerLostError(
+            "the worker died each time it took up this case, or none was left",
+            where=case.volume,
+            hint="it may need more memory than the worker has",
+        )
+        lost.__cause__ = error
+        return lost

@@ -25,6 +25,7 @@ from tasks.preprocess.patients import series_of
 from tasks.preprocess.plan import make_plan
 from tasks.preprocess.run import Case, Reading, case_key, fingerprint_dataset, prepare_dataset
 from tasks.preprocess.variables import plan_variables
+from tasks.preprocess.workers import of_this_house
 from tasks.stores.house import Stores
 from tasks.stores.tables import PlanRow, QuarantineRow, VolumeRow
 from tasks.stores.unlabelled import unlabelled_cases
@@ -49,7 +50,7 @@ def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef, champion: Pac
     _check_start(recipe)
     dataset = stores.datasets.read(ref.key)
     cases, reading = _cases(stores, recipe, dataset.split("train")), _reading(recipe, dataset)
-    with _client(stores, needed=True) as client:
+    with _client(stores, cases) as client:
         seen = fingerprint_dataset(
             client,
             cases,
@@ -101,8 +102,8 @@ def prepare_planned(stores: Stores, recipe: Recipe, ref: PlanRef) -> PreparedRef
     cases += _unlabelled(stores, recipe, plan)
     reading = _reading(recipe, dataset)
     grids = plan.grids
-    new = sum(not stores.prepared.exists(case_key(case, reading, grid)) for case in cases for grid in grids)
-    with _client(stores, needed=bool(new)) as client:
+    new = [case for case in cases if not all(stores.prepared.exists(case_key(case, reading, grid)) for grid in grids)]
+    with _client(stores, new) as client:
         outcomes = [prepare_dataset(client, cases, reading, grid, _root(stores)) for grid in grids]
     for outcome in outcomes:
         _set_aside(stores, outcome.failures)
@@ -157,10 +158,17 @@ def _root(stores: Stores) -> Path:
 
 
 @contextmanager
-def _client(stores: Stores, *, needed: bool) -> Iterator[Client | None]:
-    """A night with nothing new starts no cluster."""
-    with compute_client(stores.locations.dask_address, stores.workers) if needed else nullcontext() as client:
-        yield client
+def _client(stores: Stores, cases: Sequence[Case]) -> Iterator[Client | None]:
+    """For the work on `cases`. A night with nothing new starts no cluster."""
+    here = stores.locations
+    if not cases:
+        yield None
+        return
+    with compute_client(here.dask_address, stores.workers, here.dask_tls, here.dask_unencrypted) as client:
+        wanted = (case.volume for case in cases)
+        far = client is not None and here.dask_address
+        with of_this_house(client, _root(stores), here.volumes, wanted) if far else nullcontext():
+            yield client
 
 
 def _set_aside(stores: Stores, failures: Sequence[tuple[Case, NocturneError]]) -> None:
