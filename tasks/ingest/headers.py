@@ -13,6 +13,7 @@ import stat
 import struct
 import zlib
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -261,7 +262,7 @@ class _Parser:
         return self._checked(header, stream)
 
     def _checked(self, header: InstanceHeader, stream: Stream) -> InstanceHeader:
-        values = {name: getattr(header, name) for name in header.__slots__}
+        planes = header.planes
         if header.rows and not self._found.pixel_tag:
             self._wrong("an image without pixels", "no-pixels")
         if header.has_pixels:
@@ -270,12 +271,14 @@ class _Parser:
                 if _PER_FRAME in self._values or header.frames > 1 or header.mosaic:
                     from tasks.ingest.frames import planes_of
 
-                    values["planes"] = planes_of(
+                    planes = planes_of(
                         header, _readable(stream.at(0, header.pixel_offset)[: header.pixel_offset], header)
                     )
             except BadInputError as error:
                 self._wrong(error.what, error.reason)
-        return InstanceHeader(**{**values, "flaw": self._flaw, "flaw_reason": self._reason})
+        if planes is header.planes and not self._reason:
+            return header
+        return replace(header, planes=planes, flaw=self._flaw, flaw_reason=self._reason)
 
     # -- values -------------------------------------------------------------------------------------------------
 
