@@ -266,7 +266,7 @@ def main() -> None:
     with threadpool_limits(given.threads):
         chains(one, given.repeat, given.peers)
         resampling(one, min(3, given.repeat))
-    many(given.slices, given.cases, min(3, given.repeat))
+        many(given.slices, given.cases, min(3, given.repeat))
 
 
 def limit_threads(given: argparse.Namespace) -> None:
