@@ -1,6 +1,6 @@
 """nnU-Net's loader on the files that its preprocessing would write: for benchmarks/patches.py.
 
-    python patches.py FOLDER --patch Z,Y,X --batch N --batches N --threads N
+    python patches.py FOLDER --patch Z,Y,X --batch N --batches N --looked N --threads N
 
 FOLDER holds `<case>.npz` with `image` (c, z, y, x) float16 and `mask` (z, y, x). The loader's own transforms are left
 out, and its patches are as large as asked for, not enlarged for a rotation.
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--patch", required=True)
-    for name in ("batch", "batches", "threads"):
+    for name in ("batch", "batches", "looked", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -65,7 +65,7 @@ def main() -> None:
         manager = LabelManager({"background": 0, "body": 1, "organ": 2}, None)
         data = nnUNetDatasetBlosc2(folder)
         loader = nnUNetDataLoader(data, given.batch, patch, patch, manager, oversample_foreground_percent=1 / 3)
-        shown = torch.cat([next(loader)["target"].flatten(1).gt(1).any(1) for _ in range(given.batches)])
+        shown = torch.cat([next(loader)["target"].flatten(1).gt(1).any(1) for _ in range(given.looked)])
         serve(lambda: [next(loader) for _ in range(given.batches)], shown=float(shown.float().mean()))
 
 
