@@ -43,3 +43,20 @@ def test_an_unknown_key_is_refused_by_name_without_its_value(home: Path) -> None
 def test_secrets_do_not_show(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOCTURNE_CATALOG_URL", "postgresql://u:hunter2@db/nocturne")
     assert "hunter2" not in repr(Settings.load())
+
+
+def test_prepared_arrays_lie_in_a_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOCTURNE_PREPARED_URL", "s3://bucket/prepared")
+    with pytest.raises(SettingsError, match="name a folder"):
+        Settings.load()
+    monkeypatch.setenv("NOCTURNE_PREPARED_URL", "file:///srv/prepared")
+    assert Settings.load().place("prepared") == "/srv/prepared"
+
+
+def test_the_files_of_a_schedulers_tls_go_together(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOCTURNE_DASK_TLS_CA", "ca.pem")
+    with pytest.raises(SettingsError, match="go together"):
+        Settings.load()
+    monkeypatch.setenv("NOCTURNE_DASK_TLS_CERT", "cert.pem")
+    monkeypatch.setenv("NOCTURNE_DASK_TLS_KEY", "key.pem")
+    assert Settings.load().dask_tls_key == "key.pem"

@@ -26,8 +26,11 @@ from models.errors import (
     is_transient,
 )
 from tasks.stores import remote
+from tasks.stores.datasets import DatasetStore
+from tasks.stores.evaluations import EvaluationStore
 from tasks.stores.places import open_place
 from tasks.stores.remote import RemotePlace
+from tasks.stores.volumes import VolumeStore
 from tests.components import until
 from tests.objects import KEY_ID, SECRET, ObjectStore, place_url, requests_of, running_object_store
 from tests.tasks.stores.test_places import KEY, content, publish
@@ -110,8 +113,11 @@ def test_a_writer_that_is_killed_leaves_only_what_a_sweep_removes(
 WRITER = """
 import sys, threading
 from pathlib import Path
+from tasks.stores.datasets import DatasetStore
+from tasks.stores.evaluations import EvaluationStore
 from tasks.stores.places import open_place
 from tasks.stores.remote import RemotePlace
+from tasks.stores.volumes import VolumeStore
 RemotePlace._mark = lambda *_: threading.Event().wait()
 place = open_place(sys.argv[1], scratch=Path(sys.argv[2]))
 with place.staging() as folder:
@@ -347,6 +353,14 @@ class TestWhatIsToldOfAStore:
         monkeypatch.setattr(place._fs, "put", raising(reason))
         with pytest.raises(expected):
             publish(place, KEY, a="1")
+
+    def test_is_not_taken_for_damage(self, place: RemotePlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        stores = (EvaluationStore, EvaluationStore, EvaluationStore, DatasetStore, DatasetStore, VolumeStore)
+        names = ("read", "cases", "pictures", "read", "members", "open")
+        monkeypatch.setattr(place._fs, "cat_file", raising(ConnectionResetError()))
+        for kind, name in zip(stores, names, strict=True):
+            with pytest.raises(ServiceUnavailableError):
+                getattr(kind(place.url, scratch=tmp_path / "new"), name)(KEY)
 
     def test_without_credentials(self, on_s3: RemotePlace, monkeypatch: pytest.MonkeyPatch) -> None:
         from botocore.exceptions import NoCredentialsError
