@@ -32,10 +32,11 @@ GOALS = (Goal(NNUNET, 8), Goal(MONAI, 15), Goal(BARE, 0.9))
 PEER = Path(__file__).parent / "peers" / "patches.py"
 CASES, SHAPE, OVERSAMPLE = 8, (128, 288, 288), 1 / 3
 LONGER = 10  # ours and the bare loop are measured over so many times the work: a turn of theirs is short
+CROPS = 4  # of one case that MONAI draws
 MANY = 200  # batches of which the contents are looked at
 
 Draw = Callable[[], list[torch.Tensor]]
-"""The masks of one batch, or of a few."""
+"""The masks of one batch."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Stage:
         return draw
 
     def monai(self, work: Work, *, indices: bool) -> Draw:
-        """Crops of cached tensors, collated."""
+        """`CROPS` crops of cached tensors, collated."""
         from monai import transforms as mt
         from monai.data.dataset import CacheDataset
         from monai.data.utils import list_data_collate
@@ -129,17 +130,15 @@ class Stage:
         # What is no transform of its own would end what is cached.
         chain: list[object] = [mt.Lambda(load), *([mt.FgBgToIndicesd("label")] if indices else [])]
         known = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"} if indices else {}
-        crops = 4 if work.batch % 4 == 0 else 2
         crop = mt.RandCropByPosNegLabeld(
-            ("image", "label"), "label", work.patch, pos=1, neg=2, num_samples=crops, **known
+            ("image", "label"), "label", work.patch, pos=1, neg=2, num_samples=CROPS, **known
         )
         files = [self.raw / f"{key}.npz" for key in self.keys]
         data = CacheDataset(files, mt.Compose([*chain, crop]), progress=False, num_workers=1)
         rng = np.random.default_rng(0)
 
         def draw() -> list[torch.Tensor]:
-            drawn = [data[int(rng.integers(CASES))] for _ in range(work.batch // crops)]
-            return [list_data_collate(drawn)["label"][:, 0]]
+            return [list_data_collate([data[int(rng.integers(CASES))]])["label"][:, 0]]
 
         return draw
 
@@ -185,8 +184,10 @@ def measured(stage: Stage, work: Work, peers: Path | None, threads: int, repeat:
         MONAI_CACHED: stage.monai(work, indices=True),
         BARE: stage.bare(work),
     }
-    contestants = {n: timed(draw, work.batches, LONGER if n in (OURS, BARE) else 1) for n, draw in draws.items()}
-    organs = {n: shown(draw, work.batches if n in (MONAI, MONAI_CACHED) else MANY) for n, draw in draws.items()}
+    slow = (MONAI, MONAI_CACHED)
+    calls = {n: work.patches // CROPS if n in slow else work.batches for n in draws}
+    contestants = {n: timed(draw, calls[n], 1 if n in slow else LONGER) for n, draw in draws.items()}
+    organs = {n: shown(draw, calls[n] if n in slow else MANY) for n, draw in draws.items()}
     with contextlib.ExitStack() as stack:
         if peers:
             served = stack.enter_context(nnunet(stage, work, peers, threads))
