@@ -26,7 +26,7 @@ from tasks.stores.alerts import open_alerts
 from tasks.stores.catalog import by_parts
 from tasks.stores.evaluations import REPORT_FILE
 from tasks.stores.house import Stores
-from tasks.stores.meant import meant_volumes
+from tasks.stores.meant import OTHERWISE, described_otherwise, meant_volumes
 from tasks.stores.packages import read_description
 from tasks.stores.tables import (
     DatasetRecord,
@@ -153,10 +153,12 @@ def _left_out(stores: Stores, images: Images, dataset: Dataset, key: str) -> Ite
     known = [VolumeRow.created_at <= made.created_at] if made else []
     with stores.catalog.reading() as session:
         cases, left = assemble(images, meant_volumes(session, images, *known))
+        otherwise = sum(1 for _ in described_otherwise(session, images, *known))
     used = {volume for row in dataset.rows for volume in (row.volume, *row.channels)} | {""}
     meant = {volume for case in cases for volume in (case.reference.volume, *case.channels)}
     counts = Counter(one.reason for one in left if one.volume not in used)
     counts["no-usable-label"] += len(meant - used)
+    counts[OTHERWISE] += otherwise
     counts.pop("other-modality", None)
     for reason, count in sorted((+counts).items()):
         yield Exclusion(subject="images", reason=reason, count=count, meaning=_MEANINGS.get(reason, ""))

@@ -23,7 +23,7 @@ from tasks.ingest.splits import place, strata
 from tasks.stores.catalog import Catalog, distinct, in_parts
 from tasks.stores.clinical import clinical_values
 from tasks.stores.datasets import DatasetStore, record_of
-from tasks.stores.meant import meant_volumes
+from tasks.stores.meant import OTHERWISE, described_otherwise, meant_volumes
 from tasks.stores.tables import DatasetRecord, LabelRow
 from tasks.stores.volumes import VolumeStore
 
@@ -86,6 +86,7 @@ def build_dataset(
 def _cases(session: Session, recipe: Recipe, corrections: Corrections) -> tuple[list[Case], list[Exclusion]]:
     headers = bool(recipe.clinical.variables) and recipe.clinical.source == "DICOM"
     assembled, exclusions = select(recipe.images, meant_volumes(session, recipe.images, headers=headers))
+    exclusions += [Exclusion(volume, OTHERWISE) for volume in described_otherwise(session, recipe.images)]
     if not assembled and not exclusions:
         raise NothingToDoError(
             f"the catalog holds no {' or '.join(recipe.images.modalities)} volume",

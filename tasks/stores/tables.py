@@ -94,12 +94,13 @@ class VolumeRow(Base):
     """A volume in the volume store."""
 
     __tablename__ = "volumes"
+    __table_args__ = (Index("ix_volumes_modality_description", "modality", "description"),)
     volume: Mapped[str] = mapped_column(primary_key=True)
     series: Mapped[str] = mapped_column(ForeignKey("series.series"), index=True)
     series_uid: Mapped[str] = mapped_column(index=True)
     study: Mapped[str] = mapped_column(ForeignKey("studies.study"), index=True)
     patient: Mapped[str] = mapped_column(index=True)
-    modality: Mapped[str] = mapped_column(index=True)
+    modality: Mapped[str]
     unit: Mapped[str]
     frame_of_reference: Mapped[str | None] = mapped_column(index=True)
     shape_z: Mapped[int]

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -54,6 +56,22 @@ def test_many_go_in_one_transaction_and_come_out_in_one_call(vault: Vault) -> No
     vault.put_many("instance", values)
     assert vault.get_many("instance", [*values, "2.25.unknown"]) == values
     assert vault.get_many("instance", []) == {}
+
+
+def test_a_long_record_is_small_and_the_same(vault: Vault, catalog: Catalog) -> None:
+    scan = [{"uid": f"1.2.840.{n}", "position": [0.0, 0.0, 2.5 * n], "rows": 512} for n in range(500)]
+    vault.put("scan", "a", scan)
+    (row,) = catalog.find(VaultRow)
+    assert len(row.sealed) < len(json.dumps(scan)) / 4
+    assert vault.get("scan", "a") == scan
+
+
+def test_a_long_record_of_before_is_read(vault: Vault, catalog: Catalog) -> None:
+    told = json.dumps(["as it was"] * 500).encode()
+    nonce = bytes(12)
+    sealed = AESGCM(KEY).encrypt(nonce, told, b"scan\0a")
+    catalog.add(VaultRow(kind="scan", key="a", key_id=vault.key_id, nonce=nonce, sealed=sealed))
+    assert vault.get("scan", "a") == ["as it was"] * 500
 
 
 def test_what_is_removed_is_gone(vault: Vault) -> None:

@@ -9,6 +9,7 @@ branch_labels = None
 depends_on = None
 
 _PLAIN = (
+    ("volumes", ["modality", "description"]),
     ("labels", ["created_at"]),
     ("labels", ["series_uid"]),
     ("labels", ["source", "name"]),
@@ -16,6 +17,7 @@ _PLAIN = (
     ("study_versions", ["outcome", "completed_at"]),
     ("commitments", ["asked_at"]),
 )
+_SHORTER = (("predictions", "package"), ("volumes", "modality"))  # the longer ones begin with them
 _PARTIAL = (
     ("ix_quarantine_open", "quarantine", ["created_at"], "resolved_at IS NULL"),
     ("ix_outbox_waiting", "outbox", ["kind", "due_at"], "done_at IS NULL"),
@@ -27,11 +29,13 @@ def upgrade() -> None:
         op.create_index(op.f(f"ix_{table}_{'_'.join(columns)}"), table, columns)
     for name, table, columns, where in _PARTIAL:
         op.create_index(op.f(name), table, columns, postgresql_where=sa.text(where), sqlite_where=sa.text(where))
-    op.drop_index(op.f("ix_predictions_package"), "predictions")
+    for table, column in _SHORTER:
+        op.drop_index(op.f(f"ix_{table}_{column}"), table)
 
 
 def downgrade() -> None:
-    op.create_index(op.f("ix_predictions_package"), "predictions", ["package"])
+    for table, column in _SHORTER:
+        op.create_index(op.f(f"ix_{table}_{column}"), table, [column])
     for name, table, *_ in _PARTIAL:
         op.drop_index(op.f(name), table)
     for table, columns in _PLAIN:
