@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from tasks.imaging.device import autocast, has_bf16
 from tasks.stores.prepared import About, PreparedStore
 from tasks.train import loop
 from tasks.train.checkpoint import Checkpoints
+from tasks.train.execution import Execution
 from tasks.train.learner import Learner, make_optimiser
 from tasks.train.objective import objective_for
 from tasks.train.patches import Batch, Cases, PatchSampler, Prefetcher
@@ -164,12 +166,13 @@ class Bare:
 
     def __call__(self) -> Turn:
         cpu = torch.device("cpu")
-        precision = "bf16" if has_bf16("cpu") else "fp32"
+        precision: Literal["bf16", "fp32"] = "bf16" if has_bf16("cpu") else "fp32"
         with loop.reproducible(cpu):
             torch.manual_seed(self.plan.seed)
             learner = Learner(self.plan, cpu)  # for its network and its averaged weights
             network, optimiser = learner.network, make_optimiser(learner.network, self.plan.train)
             objective = objective_for(self.plan, cpu)
+            learner._carry_out(Execution(precision))
             ended = []
             for _ in range(self.steps + 1):
                 optimiser.zero_grad()

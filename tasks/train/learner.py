@@ -71,6 +71,9 @@ class Learner:
         self.position = Position(plan.train.batch_size)
         self.execution: Execution | None = None
         self._runner: nn.Module = self.network
+        self._learnt: list[Tensor] = []
+        self._averaged: list[Tensor] = []
+        self._held: list[tuple[Tensor, Tensor]] = []
 
     def make(self) -> nn.Module:
         """The network, with fresh weights."""
@@ -110,6 +113,9 @@ class Learner:
         execution.lay_out(self.average)
         runner = self.crew.wrapped(self.network)
         self._runner = torch.compile(runner) if execution.compiled else runner  # type: ignore[assignment]
+        # Walking through the modules anew in each step would take as long as some of the layers.
+        self._learnt, self._averaged = list(self.network.parameters()), list(self.average.parameters())
+        self._held = list(zip(self.average.buffers(), self.network.buffers(), strict=True))
 
     def step(self, batch: Batch, progress: float) -> float | None:
         """One update at `progress` (0–1) of the budget. Returns the loss, or None where it was not finite."""
@@ -121,7 +127,7 @@ class Learner:
         logits, targets = self.crew.together(lambda: self._answered(batch))
         loss = at(self.objective, progress)(self.crew.whole(logits, len(targets)), targets)
         self.crew.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.clip)
+        norm = nn.utils.clip_grad_norm_(self._learnt, train.clip)
         # Both at once: a GPU is waited for a single time.
         value, length = torch.stack((loss.detach().double(), norm.double())).tolist()
         position.step += 1
@@ -192,8 +198,8 @@ class Learner:
     def _follow(self) -> None:
         """Let the average follow; slower from step to step up to the plan's decay."""
         decay = min(self.plan.train.ema, (1 + self.position.step) / (10 + self.position.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
-        for held, current in zip(self.average.buffers(), self.network.buffers(), strict=True):
+        torch._foreach_lerp_(self._averaged, self._learnt, 1 - decay)
+        for held, current in self._held:
             held.copy_(current)
 
     def halve(self) -> bool:
