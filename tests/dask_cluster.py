@@ -60,7 +60,7 @@ class DaskCluster:
                 stdout=log,
                 stderr=log,
                 cwd=cwd,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(self.folder), **(environment or {})},
                 start_new_session=True,
             )
         self.workers.append(worker)

@@ -167,7 +167,7 @@ def _client(stores: Stores, cases: Sequence[Case]) -> Iterator[Client | None]:
     with compute_client(here.dask_address, stores.workers, here.dask_tls, here.dask_unencrypted) as client:
         wanted = (case.volume for case in cases)
         far = client is not None and here.dask_address
-        with of_this_house(client, _root(stores), here.volumes, wanted) if far else nullcontext():
+        with of_this_house(client, _root(stores), stores.volumes.place, wanted) if far else nullcontext():
             yield client
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from distributed import Reschedule, Worker, WorkerPlugin, get_worker
 
 from models.errors import NocturneError, ServiceUnavailableError, SettingsError
-from tasks.stores.places import open_place
+from tasks.stores.places import Place, open_place
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -105,19 +105,19 @@ def of_use_here() -> None:
 
 
 @contextmanager
-def of_this_house(client: Client, folder: Path, volumes: str, wanted: Iterable[str]) -> Iterator[None]:
-    """While it lasts, work goes only to workers that see `folder` and the volumes at `volumes`.
+def of_this_house(client: Client, folder: Path, volumes: Place, wanted: Iterable[str]) -> Iterator[None]:
+    """While it lasts, work goes only to workers that see `folder` and `volumes`.
 
     `wanted` are keys of volumes: the first that is there must be seen by all. Raises SettingsError naming the worker.
     """
-    place, token = open_place(volumes), secrets.token_hex(8)
-    volume = next((key for key in wanted if place.exists(key)), "")
+    token = secrets.token_hex(8)
+    volume = next((key for key in wanted if volumes.exists(key)), "")
     tokens = folder / _TOKENS
     tokens.mkdir(parents=True, exist_ok=True)
     (tokens / token).touch()
     try:
         _check_scheduler(client)
-        with registered(client, OfThisHouse(folder.absolute(), token, volumes, volume)):
+        with registered(client, OfThisHouse(folder.absolute(), token, volumes.url, volume)):
             yield
     finally:
         (tokens / token).unlink(missing_ok=True)

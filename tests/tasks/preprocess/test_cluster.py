@@ -28,6 +28,7 @@ from tasks.preprocess.cluster import compute_client
 from tasks.preprocess.run import Case, case_key, fingerprint_dataset, prepare_dataset
 from tasks.preprocess.workers import OfThisHouse, of_this_house, registered
 from tasks.stores.house import DaskTls
+from tasks.stores.places import open_place
 from tasks.stores.prepared import PreparedStore
 from tests.components import until
 from tests.dask_cluster import ROOT, DaskCluster, certificates, running_dask
@@ -75,7 +76,7 @@ def test_a_killed_worker_loses_nothing(behind_tls: DaskCluster, tmp_path: Path) 
     killer = threading.Thread(target=kill_midway)
     with (
         compute_client(behind_tls.address, 0, behind_tls.tls) as client,
-        of_this_house(client, there, cases[0].url, [case.volume for case in cases]),
+        of_this_house(client, there, open_place(cases[0].url), [case.volume for case in cases]),
     ):
         killer.start()
         looked = fingerprint_dataset(client, cases, READING, there, dataset="d", modality="MR")
@@ -206,7 +207,7 @@ class TestAWorker:
         with (
             compute_client(empty.address, 0) as client,
             pytest.raises(SettingsError, match="another version") as caught,
-            of_this_house(client, tmp_path / "prepared", cases[0].url, [cases[0].volume]),
+            of_this_house(client, tmp_path / "prepared", open_place(cases[0].url), [cases[0].volume]),
         ):
             pass
         assert "127.0.0.1" in str(caught.value)
@@ -258,7 +259,7 @@ class TestAWorker:
         first = empty.start_worker()
         with (
             compute_client(empty.address, 0) as client,
-            of_this_house(client, tmp_path / "prepared", cases[0].url, [case.volume for case in cases]),
+            of_this_house(client, tmp_path / "prepared", open_place(cases[0].url), [case.volume for case in cases]),
         ):
             second = empty.start_worker("--no-nanny")
             empty.await_workers(2)
