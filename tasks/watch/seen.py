@@ -12,12 +12,14 @@ from models.errors import NotFoundError, PackageError
 from models.package import ModelPackage
 from models.plan import CaseFacts
 from tasks.imaging.facts import trained_on
-from tasks.stores.catalog import ROWS_AT_ONCE
 from tasks.stores.house import Stores
 from tasks.stores.tables import PackageRow, PredictionRow, VolumeRow
 
 _LOOKED_AT = 10
 """Times the window: predictions that are looked through for as many patients."""
+
+_AT_ONCE = 200
+"""Predictions that are fetched at a time: each comes with its facts, and with a look for its volume."""
 
 T = TypeVar("T", bound="Case")
 
@@ -84,7 +86,7 @@ def predicted_cases(
     if package is not None:
         query = query.where(PredictionRow.package == package)
     with stores.catalog.reading() as session:
-        return list(_told(session.execute(query.execution_options(yield_per=ROWS_AT_ONCE))))
+        return list(_told(session.execute(query.execution_options(yield_per=_AT_ONCE))))
 
 
 def window(
