@@ -42,6 +42,7 @@ class TrainingRecord(_Part):
     device: str
     precision: str
     batch_size: int  # after out-of-memory halvings
+    processes: int = 1  # that learnt together, each from its part of a batch
     parameters: int
     best_metric: float
     best_step: int
