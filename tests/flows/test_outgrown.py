@@ -24,7 +24,7 @@ from tasks.cohort.write import write_cohort
 from tests.components import free_port, until
 from tests.dask_cluster import DaskCluster, certificates, running_dask
 from tests.faults.night import RECIPE
-from tests.objects import ObjectStore, object_store  # noqa: F401
+from tests.objects import KEY_ID, SECRET, ObjectStore, object_store  # noqa: F401
 from tests.tasks.stores.conftest import Postgres, postgres  # noqa: F401
 
 PATIENCE = 300.0
@@ -176,6 +176,14 @@ def test_a_night_on_services_and_what_another_machine_finds(grown: Grown) -> Non
     grown.command("second", "retrain", str(grown.recipe))
     assert {part: grown.published(part) for part in lasting} == before
     assert grown.query("catalog", "SELECT package, created_at FROM packages") == packages
+    assert "FAIL" not in grown.command("second", "doctor")
+
+    # And nobody wrote down how to reach any of it.
+    secrets = [SECRET.encode(), KEY_ID.encode()]
+    for file in grown.folder.rglob("*"):
+        if file.is_file() and not file.is_relative_to(cohort.parent):
+            content = file.read_bytes()
+            assert not [secret for secret in secrets if secret in content], file
 
 
 def _answers(url: str, server: subprocess.Popen[bytes]) -> bool:
