@@ -126,21 +126,23 @@ class Augment(Part):
     rotation: Share = 0.2
     rotation_degrees: float = Field(30.0, ge=0, le=180)
     scaling: Share = 0.2
-    scaling_range: tuple[float, float] = (0.7, 1.4)
+    scaling_range: tuple[float, float] = Field(
+        (0.7, 1.4), description="share of the patch that is looked at; above 1: smaller"
+    )
     shift: Share = 0.0
     shift_fraction: float = Field(0.1, ge=0, le=0.5, description="of the patch, per axis")
     elastic: Share = 0.0
     elastic_magnitude: float = Field(3.0, ge=0, description="voxels")
     flip: tuple[Literal["z", "y", "x"], ...] | Auto = "auto"
     noise: Share = 0.1
-    noise_variance: float = Field(0.1, ge=0)
-    blur: Share = 0.2
+    noise_variance: float = Field(0.1, ge=0, description="largest standard deviation, as nnU-Net means it")
+    blur: Share = Field(0.2, description="of samples; each channel of such a one by half a chance")
     blur_sigma: tuple[float, float] = (0.5, 1.0)
     brightness: Share = 0.15
     brightness_range: tuple[float, float] = (0.75, 1.25)
     contrast: Share = 0.15
     contrast_range: tuple[float, float] = (0.75, 1.25)
-    low_resolution: Share = 0.25
+    low_resolution: Share = Field(0.25, description="as blur")
     low_resolution_range: tuple[float, float] = (0.5, 1.0)
     gamma: Share = 0.3
     gamma_inverted: Share = 0.1

@@ -141,6 +141,7 @@ def planted(syntax: str) -> tuple[Dataset, dict[str, str]]:
     return as_read(top, syntax, preamble=b"XQPREAMBLEKJ".ljust(128, b"X")), markers
 
 
+@pytest.mark.fault("privacy/markers")
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_no_planted_marker_is_left(syntax: str) -> None:
     source, markers = planted(syntax)
@@ -157,6 +158,7 @@ def test_no_planted_marker_is_left(syntax: str) -> None:
     assert written(source) == before
 
 
+@pytest.mark.fault("files/preamble")
 def test_no_planted_marker_is_left_in_a_file(tmp_path: Path) -> None:
     source, markers = planted(ExplicitVRLittleEndian)
     source.BurnedInAnnotation, source.Rows, source.Columns = "NO", 1, 1

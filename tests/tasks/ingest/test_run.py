@@ -152,6 +152,7 @@ ODD: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.fault("files/odd")
 def test_every_odd_file_is_ingested_or_set_aside(shared_data: Path, tmp_path: Path) -> None:
     assert {p.name for p in (shared_data / "odd").iterdir()} == set(ODD)
     for name, expected in ODD.items():
@@ -389,6 +390,7 @@ def _die_before_the_row(home: Path, folder: Path) -> None:
     room.ingest(folder)
 
 
+@pytest.mark.fault("stores/killed")
 def test_killed_between_publish_and_row_leaves_only_what_a_sweep_removes(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", stack(4))
     context = multiprocessing.get_context("spawn")

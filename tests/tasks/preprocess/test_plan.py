@@ -248,6 +248,7 @@ def test_large_cases_are_coarsened_on_a_cpu_alone() -> None:
     assert make_plan(given, found, ("a",), memory_gb=16, device="cpu").prepare.spacing == (1.0, 1.0, 1.0)
 
 
+@pytest.mark.fault("compute/too-large")
 def test_what_cannot_fit_says_what_would() -> None:
     found = fingerprint("CT", (482, 512, 512), (1, 0.767, 0.767), 90)
     with pytest.raises(RecipeError) as caught:

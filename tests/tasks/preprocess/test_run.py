@@ -228,12 +228,14 @@ def test_what_does_not_heal_is_raised_once_all_others_are_done(client: Client) -
     assert sum(seen) == 3
 
 
+@pytest.mark.fault("compute/worker")
 def test_a_case_that_kills_its_worker_each_time_is_named() -> None:
     with compute_client("", 1) as own, pytest.raises(WorkerLostError) as caught:
         run._each(own, _deadly, [Case("", "deadly")], "test")
     assert caught.value.where == "deadly"
 
 
+@pytest.mark.fault("compute/worker")
 def test_a_killed_worker_costs_no_case(volumes: Path, root: Path) -> None:
     cases = write_cohort(volumes, 24, (20, 90, 90))
     finer = PLAN.model_copy(update={"spacing": (0.8, 0.5, 0.5)})
@@ -277,6 +279,7 @@ def listening(process: psutil.Process) -> set[str]:
     return {connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN}
 
 
+@pytest.mark.fault("access/loopback")
 def test_workers_have_one_blas_thread_and_no_open_port_but_loopback(client: Client) -> None:
     (pools,) = client.run(threadpool_info).values()
     assert pools
@@ -301,6 +304,7 @@ def test_a_scheduler_that_is_there_is_used() -> None:
         assert client.submit(sum, [1, 2]).result() == 3
 
 
+@pytest.mark.fault("access/loopback")
 def test_strangers_cannot_use_the_local_cluster(client: Client) -> None:
     with pytest.raises(ServiceUnavailableError), compute_client(client.scheduler.address.replace("tls", "tcp"), 0):
         pass

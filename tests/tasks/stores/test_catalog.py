@@ -189,6 +189,7 @@ def test_a_catalog_of_a_newer_nocturne_is_refused(database_url: str) -> None:
         Catalog(database_url)
 
 
+@pytest.mark.fault("stores/locked")
 def test_a_lock_held_too_long_is_told_as_busy(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUSY_SECONDS", 0.2)
     holder, waiter = Catalog(database_url), Catalog(database_url)
@@ -201,6 +202,7 @@ def test_a_lock_held_too_long_is_told_as_busy(database_url: str, monkeypatch: py
     holder.close(), waiter.close()
 
 
+@pytest.mark.fault("stores/postgres")
 def test_a_database_that_went_away_is_told_and_found_again(postgres: Postgres) -> None:
     catalog = Catalog(postgres.new_database())
     catalog.add(StudyRow(study="2.25.1", patient="P-1"))
@@ -246,6 +248,7 @@ def test_a_damaged_file_is_told_as_damaged(tmp_path: Path) -> None:
         Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
 
 
+@pytest.mark.fault("stores/killed")
 def test_a_killed_writer_leaves_a_whole_catalog(database_url: str) -> None:
     catalog = Catalog(database_url)
     script = """

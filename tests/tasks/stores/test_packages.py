@@ -61,6 +61,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     assert first == write_weights(tmp_path / "2", dict(reversed(weights.items())))
 
 
+@pytest.mark.fault("models/hash")
 def test_changed_weights_are_refused(folder: Path) -> None:
     content = bytearray((folder / WEIGHTS_FILE).read_bytes())
     content[-1] ^= 1
@@ -76,6 +77,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         read_package(folder)
 
 
+@pytest.mark.fault("models/pickle")
 def test_a_pickle_under_the_weights_name_is_never_loaded(folder: Path) -> None:
     touched = folder / "executed"
 
@@ -91,6 +93,7 @@ def test_a_pickle_under_the_weights_name_is_never_loaded(folder: Path) -> None:
     assert not touched.exists()
 
 
+@pytest.mark.fault("models/shapes")
 @pytest.mark.parametrize("change", ["missing", "reshaped", "additional"])
 def test_weights_that_do_not_fit_the_network_are_refused(folder: Path, change: str) -> None:
     weights = load_file(folder / WEIGHTS_FILE)
@@ -114,6 +117,7 @@ def test_an_unknown_network_is_refused(folder: Path) -> None:
         read_package(folder)
 
 
+@pytest.mark.fault("models/shapes")
 def test_a_description_of_another_version_is_refused(folder: Path) -> None:
     text = (folder / PACKAGE_FILE).read_text()
     (folder / PACKAGE_FILE).write_text(text.replace('"format": 1', '"format": 2'))

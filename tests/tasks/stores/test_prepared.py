@@ -117,6 +117,7 @@ def test_a_short_file_is_told(store: PreparedStore, array: str) -> None:
         store.open(KEY)
 
 
+@pytest.mark.fault("stores/corrupt")
 def test_lost_and_scrambled_metadata_is_told(store: PreparedStore) -> None:
     image, mask = case()
     store.write(KEY, image, mask, about(mask.shape))
@@ -214,6 +215,7 @@ for i in range(100000):
 """
 
 
+@pytest.mark.fault("stores/killed")
 def test_a_killed_writer_leaves_only_whole_cases(tmp_path: Path) -> None:
     root = tmp_path / "prepared"
     with subprocess.Popen([sys.executable, "-c", WRITER, str(root)], stdout=subprocess.PIPE) as writer:

@@ -77,6 +77,7 @@ def test_registering_again_makes_nothing_new(registry: Registry, tmp_path: Path)
     assert len(registry._client.search_runs([first.experiment_id])) == 1
 
 
+@pytest.mark.fault("stores/killed")
 def test_what_a_killed_process_began_is_finished(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +109,7 @@ def test_only_plain_files_lie_in_the_artifact_store(registry: Registry, home: Pa
     assert files == ["MLmodel", "card.json", "card.md", "package.json", "report.html", "weights.safetensors"]
 
 
+@pytest.mark.fault("models/pickle")
 @pytest.mark.parametrize("name", ["model.pkl", "model.pt", "run.py"])
 def test_files_that_may_run_code_are_refused(registry: Registry, tmp_path: Path, name: str) -> None:
     package = a_package(tmp_path / "p", name="unsafe")
@@ -163,6 +165,7 @@ def test_a_fetched_package_is_the_one_that_was_registered(registry: Registry, tm
     assert registry.fetch("fetched", "1", tmp_path / "into") == folder
 
 
+@pytest.mark.fault("models/hash")
 def test_weights_that_were_changed_in_the_store_are_refused(registry: Registry, home: Path, tmp_path: Path) -> None:
     _, version = log(registry, tmp_path / "p", name="tampered")
     stored = home / "artifacts" / "tampered" / version.run_id / "artifacts" / "package" / WEIGHTS_FILE
@@ -212,6 +215,7 @@ def test_a_locked_database_is_told_as_busy(registry: Registry, home: Path, monke
         lock.execute("ROLLBACK")
 
 
+@pytest.mark.fault("stores/mlflow")
 def test_a_server_that_is_away_is_told_as_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ServiceUnavailableError):

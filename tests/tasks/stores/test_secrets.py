@@ -31,6 +31,7 @@ def test_processes_that_start_together_agree(tmp_path: Path) -> None:
     assert len(set(found)) == len(paths)
 
 
+@pytest.mark.fault("access/secrets")
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o660, 0o604, 0o700])
 def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "secret"
@@ -71,6 +72,7 @@ def test_from_the_environment() -> None:
     assert secret_from_text(base64.b64encode(secret).decode()) == secret
 
 
+@pytest.mark.fault("access/secrets")
 @pytest.mark.parametrize("text", ["", "00", "hunter2", "zz" * 32, "QUJD", "é" * 64])
 def test_what_is_no_secret_is_refused_without_being_shown(text: str) -> None:
     with pytest.raises(SettingsError) as refused:

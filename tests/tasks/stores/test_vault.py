@@ -100,6 +100,7 @@ def test_equal_values_are_sealed_differently(vault: Vault, catalog: Catalog) -> 
     assert first.sealed != second.sealed
 
 
+@pytest.mark.fault("privacy/vault")
 def test_another_key_opens_nothing_and_says_which_key_it_needs(vault: Vault, catalog: Catalog) -> None:
     vault.put("study", "a", 1)
     other = Vault(catalog, bytes(32))
@@ -109,6 +110,7 @@ def test_another_key_opens_nothing_and_says_which_key_it_needs(vault: Vault, cat
         other.get_many("study", ["a"])
 
 
+@pytest.mark.fault("privacy/vault")
 def test_another_key_that_claims_to_be_the_right_one_is_found_out(vault: Vault, catalog: Catalog) -> None:
     vault.put("study", "a", 1)
     forger = Vault(catalog, bytes(32))

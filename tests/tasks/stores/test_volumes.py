@@ -196,6 +196,7 @@ def test_a_cut_shard_is_found(store: VolumeStore) -> None:
         store.open(KEY).read()
 
 
+@pytest.mark.fault("stores/corrupt")
 def test_a_lost_shard_is_found(store: VolumeStore) -> None:
     store.write(KEY, a_volume((20, 90, 90)))
     (shard,) = stored_shards(store)
@@ -204,6 +205,7 @@ def test_a_lost_shard_is_found(store: VolumeStore) -> None:
         store.open(KEY).read()
 
 
+@pytest.mark.fault("stores/corrupt")
 @pytest.mark.parametrize("content", ["", "{}", "not json", '{"zarr_format": 3, "node_type": "group"}'])
 def test_damaged_metadata_is_found(store: VolumeStore, content: str) -> None:
     store.write(KEY, a_volume())
@@ -219,6 +221,7 @@ def test_a_mask_is_not_a_volume(store: VolumeStore) -> None:
         store.open_mask(KEY).read()
 
 
+@pytest.mark.fault("models/pickle")
 def test_codecs_that_would_run_code_are_refused(store: VolumeStore) -> None:
     store.write(KEY, a_volume())
     path = store.place.local(KEY) / "0" / "zarr.json"

@@ -178,6 +178,7 @@ def test_a_thread_may_train_and_be_cancelled(tmp_path: Path) -> None:
 
 
 class TestTrouble:
+    @pytest.mark.fault("compute/nan")
     def test_a_loss_that_stays_not_finite_ends_it_with_the_reason(self, tmp_path: Path) -> None:
         world = balls(epochs=10)
         for case in world.store.cases.values():
@@ -186,6 +187,7 @@ class TestTrouble:
             run(world, tmp_path)
         assert caught.value.reason == "loss-not-finite"
 
+    @pytest.mark.fault("compute/nan")
     def test_one_bad_step_is_skipped_and_leaves_the_weights_finite(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -211,6 +213,7 @@ class TestTrouble:
 
         monkeypatch.setattr(Learner, "step", failing)
 
+    @pytest.mark.fault("compute/cuda-memory")
     def test_out_of_memory_halves_the_batch_and_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._short_of_memory(monkeypatch, above=2)
         learner, _ = run(balls(batch_size=8), tmp_path)
