@@ -86,8 +86,8 @@ def learn_jointly(job: Job, processes: int, termination: Termination, on_event: 
         return
     folder = job.workspace / _FOLDER
     path = described(job, folder)
-    for name in (_SAID, _FAILED):
-        (folder / name).unlink(missing_ok=True)
+    for left in (folder / _SAID, folder / _FAILED, *folder.glob("meeting-*")):
+        left.unlink(missing_ok=True)
     with (folder / _LOG).open("wb") as log, termination.listening():
         process = subprocess.Popen(
             command(path, processes),
@@ -108,9 +108,15 @@ def learn_jointly(job: Job, processes: int, termination: Termination, on_event: 
 
 
 def command(job: Path, processes: int) -> list[str]:
-    """torchrun on this host alone, which listens on the loopback interface."""
+    """torchrun on this host alone. They meet by files: nothing listens but gloo, on the loopback interface."""
     run = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"]
-    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={_HERE}:0", f"--local-addr={_HERE}"]
+    known = f"{os.getpid()}-{time.time_ns()}"
+    meeting = [
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file",
+        f"--rdzv-endpoint={job.with_name('meeting')}-{known}",
+    ]
+    meeting += [f"--rdzv-id={known}", f"--local-addr={_HERE}"]
     return [*run, *meeting, f"--max-restarts={MAX_RESTARTS}", "-m", "tasks.train.distributed", str(job), _ATTENDED]
 
 
@@ -282,7 +288,8 @@ def main(arguments: Sequence[str]) -> None:
     job = read_job(path)
     if _ATTENDED in arguments:
         threading.Thread(target=_follow, args=(termination,), daemon=True).start()
-    crew = Joint.assembled(choose_device(job.share.plan.train.device))
+    meeting = path.parent if _ATTENDED in arguments else None
+    crew = Joint.assembled(choose_device(job.share.plan.train.device), meeting)
     try:
         crew.check(job.share.plan.train.batch_size)
         _carry_out(job, crew, termination, _Saying(path.with_name(_SAID)))

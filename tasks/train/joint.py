@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -32,11 +33,22 @@ class Joint(Crew):
     control: dist.ProcessGroup | None = None
 
     @classmethod
-    def assembled(cls, device: torch.device) -> Joint:
-        """Meet the others, as torchrun's environment says: gloo on CPUs, NCCL on GPUs, of which each takes its own."""
+    def assembled(cls, device: torch.device, folder: Path | None = None) -> Joint:
+        """Meet the others: gloo on CPUs, NCCL on GPUs, of which each takes its own.
+
+        Where torchrun's environment says; or by a file in `folder`, where all are on this host. torch's own meeting
+        point listens on every interface, and believes whoever speaks to it.
+        """
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if folder is None:
+            dist.init_process_group(backend)
+        else:
+            rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            round_ = f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+            store = dist.FileStore(str(folder / f"meeting-{round_}"), size)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         control = dist.new_group(backend="gloo", timeout=_PATIENCE)
         return cls(dist.get_rank(), dist.get_world_size(), control)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -136,10 +137,27 @@ def test_a_killed_process_is_started_again_and_the_weights_are_the_same(
     assert farthest(newest(jointly[0]), found) == 0
 
 
-def test_asked_to_stop_they_save_where_they_stand(tmp_path: Path) -> None:
+def listening() -> set[str]:
+    """Where the processes that this one has started listen."""
+    return {
+        connection.laddr.ip
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+@pytest.mark.fault("access/loopback")
+def test_asked_to_stop_they_save_where_they_stand_and_they_listened_on_loopback_alone(tmp_path: Path) -> None:
     job = job_of(world(epochs=100_000, validations=50_000, checkpoint_minutes=60.0), tmp_path, "stopped")
-    termination = Termination()
-    learn_jointly(job, 2, termination, lambda event: termination.event.set())
+    termination, places = Termination(), set()
+
+    def look(event: TrainEvent) -> None:
+        places.update(listening())
+        termination.event.set()
+
+    learn_jointly(job, 2, termination, look)
+    assert places <= {"127.0.0.1", "::1"}
     stood = newest(job)  # there is none but what was saved on leaving
     assert stood.values["position"]["stopped_by"] is None
     assert stood.step >= 10
