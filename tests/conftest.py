@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from tests.matrix import (  # noqa: F401 - hooks and fixtures
     figure,
     pytest_addoption,
+    pytest_collection_modifyitems,
     pytest_configure,
     pytest_runtest_logreport,
     pytest_runtest_setup,

@@ -57,7 +57,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """The marker, and an empty table."""
     config.addinivalue_line("markers", "fault(*rows): rows of the matrix of faults (tests/faults/rows.py)")
+    config.addinivalue_line("markers", "long: a part of the matrix of faults that only --full runs")
     _outcomes.clear()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long tests belong to the full matrix."""
+    if not config.getoption("--full"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -42,6 +42,7 @@ def test_a_fault_of_ours_ends_the_process_and_leaves_its_sign(tmp_path: Path) ->
     assert [sign.name for sign in signs(tmp_path)] == ["relay"]
 
 
+@pytest.mark.fault("stores/two")
 def test_two_of_a_name_do_not_run_on_one_home(tmp_path: Path) -> None:
     with alone(tmp_path, "listener"):
         with pytest.raises(SettingsError, match="another process") as refused, alone(tmp_path, "listener"):

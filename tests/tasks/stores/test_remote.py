@@ -71,6 +71,7 @@ def test_another_machine_finds_what_this_one_published(place: RemotePlace, elsew
     assert elsewhere._fs.cat_file(f"{elsewhere.location(KEY).partition('://')[2]}/a") == b"1"
 
 
+@pytest.mark.fault("stores/s3")
 def test_an_upload_that_broke_off_is_not_seen_is_done_again_and_swept(
     place: RemotePlace, elsewhere: RemotePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ def test_an_upload_that_broke_off_is_not_seen_is_done_again_and_swept(
     assert content(machine(elsewhere._scratch, "third", place.url), KEY) == {"a": "whole"}
 
 
+@pytest.mark.fault("stores/s3", "stores/killed")
 def test_a_writer_that_is_killed_leaves_only_what_a_sweep_removes(
     on_s3: RemotePlace, object_store: ObjectStore, tmp_path: Path
 ) -> None:
@@ -151,6 +153,7 @@ def test_of_machines_that_publish_at_once_one_is_read_whole(
     assert len(objects(place)) == 2  # the other took its own away
 
 
+@pytest.mark.fault("stores/s3")
 @pytest.mark.parametrize("reason", [FileExistsError(), OSError(errno.EINVAL, "412"), ConnectionResetError()])
 def test_a_marker_whose_answer_was_lost_counts(
     place: RemotePlace, elsewhere: RemotePlace, monkeypatch: pytest.MonkeyPatch, reason: OSError
@@ -202,6 +205,7 @@ def test_what_changed_in_the_object_store_is_told(place: RemotePlace, elsewhere:
     assert not list((elsewhere._scratch / ".cache").glob("*"))
 
 
+@pytest.mark.fault("stores/s3", "stores/corrupt")
 def test_what_was_damaged_on_its_way_is_fetched_again(
     place: RemotePlace, elsewhere: RemotePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +310,7 @@ class TestWhatIsToldOfAStore:
             yield store
         s3fs.S3FileSystem.clear_instance_cache()
 
+    @pytest.mark.fault("stores/s3")
     def test_one_that_is_away_may_come_back(self, away: ObjectStore, tmp_path: Path) -> None:
         bucket = away.new_bucket()
         place = machine(tmp_path, "here", f"s3://{bucket}")
