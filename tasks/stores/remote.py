@@ -32,7 +32,8 @@ from tasks.stores.places import STAGING, Place, age_of, sound_key, sync_tree
 _CACHE: Final = ".cache"
 _SUFFIX: Final = ".json"
 _ROOM: Final = 0.1
-"""Of the disk stays free of copies."""
+_ENOUGH: Final = 32 << 30
+"""What stays free of copies: a tenth of the disk, or so many bytes of a large one."""
 _RESTING_SECONDS: Final = 3600.0
 """A copy that was asked for so lately may be being read: it stays, however full the disk."""
 _FETCHING = tuple(threading.Lock() for _ in range(64))
@@ -204,7 +205,7 @@ class RemotePlace(Place):
 
     def _crowded(self) -> bool:
         disk = shutil.disk_usage(self._scratch)
-        return disk.free < _ROOM * disk.total
+        return disk.free < min(_ROOM * disk.total, _ENOUGH)
 
     def _drop(self, copy: Path) -> None:
         doomed = self._scratch / STAGING / uuid.uuid4().hex

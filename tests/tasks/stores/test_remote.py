@@ -264,6 +264,7 @@ def test_few_requests_are_needed(on_s3: RemotePlace, tmp_path: Path, monkeypatch
 
 class TestCopies:
     def test_they_stay_while_the_disk_has_room(self, place: RemotePlace, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=100, free=11))
         publish(place, KEY, a="1")
         monkeypatch.setattr(remote, "_RESTING_SECONDS", -1.0)
         place._make_room()
@@ -273,6 +274,7 @@ class TestCopies:
         self, place: RemotePlace, elsewhere: RemotePlace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         keys = [f"{n}0" + "1" * 30 for n in range(4)]
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=100, free=100))
         for key in keys:
             publish(place, key, a="1")
         for age, key in zip((4000, 9000, 7000), (elsewhere.local(key).name for key in keys[:3]), strict=True):
