@@ -9,7 +9,7 @@ from tasks.stores.house import Stores
 from tasks.watch import run
 
 
-@door("watch", run_name="watch {model.name} {model.version}", minutes=30)
+@door("watch", run_name="watch {model.name} {model.version}", minutes=None)  # one beside another, in threads
 def watch(stores: Stores, model: Serving) -> Watched:
     """A serving model's last predictions beside what it was made and judged on; what has moved is told, once."""
     return run.watch(stores, model)
