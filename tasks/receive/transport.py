@@ -129,10 +129,15 @@ class Gate:
 class Entrance:
     """A connection that was let in, from its first moment: it may not have said anything yet."""
 
-    peer: Address
+    address: Any  # with the port: as the system says it
     socket: socket.socket
     since: float = field(default_factory=monotonic)
     cut: bool = False
+
+    @property
+    def peer(self) -> Address:
+        """Where it comes from."""
+        return plain_address(self.address[0])
 
     def close(self) -> None:
         """End the connection under whoever reads from it."""
@@ -399,7 +404,7 @@ class Server(ThreadedAssociationServer):
         peer = plain_address(client_address[0])
         if self._allowed(peer) and (self.gate.enter(peer) or (self._make_room(peer) and self.gate.enter(peer))):
             with self._lock:
-                self.entrances[client_address] = Entrance(peer, request)
+                self.entrances[client_address] = Entrance(client_address, request)
             return True
         self.turned_away += 1
         return False
@@ -422,9 +427,8 @@ class Server(ThreadedAssociationServer):
 
     def _left(self, entrance: Entrance, *, admitted: bool) -> None:
         """Count it out, once. The lock is held."""
-        for address, there in list(self.entrances.items()):
-            if there is entrance:
-                del self.entrances[address]
+        if self.entrances.get(entrance.address) is entrance:
+            del self.entrances[entrance.address]
         if not entrance.cut:
             self.gate.leave(entrance.peer, admitted=admitted)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -115,10 +115,13 @@ class Catalog:
 
     def mark(self, name: str, value: str) -> None:
         """Remember how far something was read."""
-        row = {"value": value, "changed_at": now()}
-        statement = (sqlite if self._lite else postgresql).insert(CursorRow).values(name=name, **row)
         with self.transaction() as session:
-            session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=row))
+            self.put(session, CursorRow, {"name": name}, {"value": value, "changed_at": now()})
+
+    def put(self, session: Session, kind: type[Base], key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Write a row by its primary key, in place of one that is there."""
+        statement = (sqlite if self._lite else postgresql).insert(kind).values(**key, **values)
+        session.execute(statement.on_conflict_do_update(index_elements=list(key), set_=values))
 
     def version(self) -> str | None:
         """The migration that the tables are at."""

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from models.errors import IntegrityError, NotFoundError, SettingsError
@@ -49,12 +48,10 @@ class Vault:
 
     def seal(self, session: Session, kind: str, key: str, value: Any) -> None:
         """As `put`, within a transaction."""
-        insert = (sqlite if self._catalog.engine.dialect.name == "sqlite" else postgresql).insert
         nonce = os.urandom(_NONCE_BYTES)
         sealed = self._cipher.encrypt(nonce, _packed(value), _bound(kind, key))
         row = {"key_id": self.key_id, "nonce": nonce, "sealed": sealed, "created_at": now()}
-        statement = insert(VaultRow).values(kind=kind, key=key, **row)
-        session.execute(statement.on_conflict_do_update(index_elements=["kind", "key"], set_=row))
+        self._catalog.put(session, VaultRow, {"kind": kind, "key": key}, row)
 
     def get(self, kind: str, key: str) -> Any:
         """The record. Raises NotFoundError; SettingsError for another vault key; IntegrityError if it was changed."""

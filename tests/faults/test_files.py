@@ -165,7 +165,7 @@ def broken() -> dict[str, dict[str, bytes]]:
             "0.dcm": whole.replace(b"\x10\x00\x20\x00LO\x08\x00", b"\x10\x00\x20\x00LO\xff\xff")
         },
         "no file meta information": {"0.dcm": whole[meta:]},
-        "no DICM": {"0.dcm": bytes(128) + b"XXXX" + whole[132:]},
+        "no DICM": {"0.dcm": bytes(128) + b"DICN" + whole[132:]},
     }
 
 
