@@ -32,6 +32,10 @@ def prepare_environment(settings: Settings) -> None:
     """Call it before the first import of Prefect, MLflow, Dask or matplotlib."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    user, _, password = settings.mlflow_auth.get_secret_value().partition(":")
+    if user:
+        os.environ.setdefault("MLFLOW_TRACKING_USERNAME", user)
+        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", password)
     prefect_home(settings).mkdir(parents=True, exist_ok=True)  # its server does not make it
     os.environ.setdefault("PREFECT_HOME", str(prefect_home(settings)))
     os.environ.setdefault("MPLCONFIGDIR", str(settings.home / "cache" / "matplotlib"))

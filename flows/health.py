@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+from models.addresses import without_user
 from models.errors import ServiceUnavailableError
 from models.settings import Settings
 from tasks.stores.heartbeats import Sign, signs
@@ -32,7 +33,11 @@ class Health:
 def mlflow_page(settings: Settings) -> str:
     """Where MLflow's pages are."""
     address = settings.tracking()
-    return address if address.startswith("http") else f"http://{settings.services.host}:{settings.services.mlflow_port}"
+    return (
+        without_user(address)
+        if address.startswith("http")
+        else f"http://{settings.services.host}:{settings.services.mlflow_port}"
+    )
 
 
 def processes(settings: Settings) -> tuple[str, ...]:
@@ -45,36 +50,38 @@ def health(settings: Settings) -> list[Health]:
     """Every process; takes a second at most."""
     told = {sign.name: sign for sign in signs(settings.home)}
     with ThreadPoolExecutor(2) as pool:
-        prefect = pool.submit(_served, "prefect", f"{settings.prefect()}/health", settings.prefect())
-        mlflow = pool.submit(_served, "mlflow", f"{mlflow_page(settings)}/health", mlflow_page(settings))
+        prefect = pool.submit(_served, "prefect", without_user(settings.prefect()))
+        mlflow = pool.submit(_served, "mlflow", mlflow_page(settings))
         return [prefect.result(), mlflow.result(), *(_process(name, told) for name in processes(settings))]
 
 
 def await_server(settings: Settings, seconds: float) -> None:
     """Until the Prefect server answers. Raises ServiceUnavailableError."""
     end = time.monotonic() + seconds
-    while _served("prefect", f"{settings.prefect()}/health", settings.prefect()).state != "well":
+    api = without_user(settings.prefect())
+    while _served("prefect", api).state != "well":
         if time.monotonic() > end:
             raise ServiceUnavailableError(
                 f"the Prefect server has not answered for {seconds:.0f} s",
-                where=settings.prefect(),
+                where=api,
                 hint="start it with `nocturne up`, or set prefect_url",
             )
         time.sleep(0.5)
 
 
-def _served(name: str, url: str, shown: str) -> Health:
+def _served(name: str, url: str) -> Health:
+    """Its open path is asked: no password is sent, and `url` holds none."""
     try:
         # No proxy: these are this installation's own servers.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url, timeout=_PATIENCE) as answer:
-            return Health(name, "well", shown.removesuffix("/api")) if answer.status == 200 else _away(name, shown)
+        with opener.open(f"{url.rstrip('/')}/health", timeout=_PATIENCE) as answer:
+            return Health(name, "well", url.removesuffix("/api")) if answer.status == 200 else _away(name, url)
     except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return _away(name, shown)
+        return _away(name, url)
 
 
-def _away(name: str, shown: str) -> Health:
-    return Health(name, "away", f"no answer at {shown.removesuffix('/api')}")
+def _away(name: str, url: str) -> Health:
+    return Health(name, "away", f"no answer at {url.removesuffix('/api')}")
 
 
 def _process(name: str, told: Mapping[str, Sign]) -> Health:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.health import Health, health, processes
+from flows.servers import guarded
 from models.errors import ServiceUnavailableError, SettingsError
 from models.settings import Settings
 
@@ -81,9 +82,12 @@ def configuration(settings: Settings) -> str:
 
 
 def start(settings: Settings) -> subprocess.Popen[bytes]:
-    """supervisord with all programs. Raises SettingsError where it runs already."""
+    """supervisord with all programs. Raises SettingsError where it runs already, or a server would be open to all."""
     from flows.rounds import alone
 
+    for program in programs(settings):
+        if program.name in ("prefect", "mlflow"):
+            guarded(settings, program.name)
     for name in ("run", "logs"):
         (settings.home / name).mkdir(parents=True, exist_ok=True, mode=0o700)
     with alone(settings.home, "listener"):

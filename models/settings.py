@@ -80,6 +80,7 @@ class Settings(BaseSettings):
     services: Services = Services()
     prefect_url: str = Field("", description="API of the Prefect server; else that of `nocturne up`")
     prefect_auth: SecretStr = Field(SecretStr(""), description="user:password of the Prefect server")
+    mlflow_auth: SecretStr = Field(SecretStr(""), description="user:password of the MLflow server")
 
     @field_validator("prepared_url")
     @classmethod
@@ -89,6 +90,15 @@ class Settings(BaseSettings):
         if "://" in path:
             raise ValueError("name a folder, on this machine or on shared storage: training maps its files into memory")
         return path
+
+    @field_validator("prefect_auth", "mlflow_auth")
+    @classmethod
+    def _user_and_password(cls, auth: SecretStr) -> SecretStr:
+        """As HTTP's Basic scheme sends them."""
+        user, _, password = auth.get_secret_value().partition(":")
+        if auth.get_secret_value() and not (user and password):
+            raise ValueError("write it as user:password")
+        return auth
 
     @model_validator(mode="after")
     def _whole_tls(self) -> Settings:
