@@ -14,8 +14,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows.environment import open_stores
+from flows.views import astray
 from models.errors import IntegrityError, NocturneError, NotFoundError
 from models.settings import Settings
+from tasks.stores.account import account
 from tasks.stores.house import Stores
 from tasks.stores.places import Place
 from tasks.stores.tables import DatasetRecord, EvaluationRow, LabelRow, PackageRow, PredictionRow, VolumeRow
@@ -48,7 +50,7 @@ def examine(settings: Settings, *, repair: bool = False) -> list[Check]:
     except NocturneError as error:
         return [*checks, _failure("secrets", error)]
     checks += [_secret(settings.home / name) for name in ("secret", "vault.key") if (settings.home / name).exists()]
-    for name, look in (("catalog", _catalog), ("registry", _registry)):
+    for name, look in (("catalog", _catalog), ("registry", _registry), ("account", _account)):
         checks.append(_guarded(name, look, stores))
     checks += [_service("Prefect API", os.environ.get("PREFECT_API_URL", "")), _service("Dask", settings.dask_address)]
     if not any(check.failed and check.name == "catalog" for check in checks):
@@ -117,6 +119,15 @@ def _catalog(stores: Stores) -> Check:
 def _registry(stores: Stores) -> Check:
     names = stores.registry.names()
     return Check("registry", f"{len(names)} model{'s' if len(names) != 1 else ''}")
+
+
+def _account(stores: Stores) -> Check:
+    """Whether every study that was received is in one place, and what waits will be seen to."""
+    found, lost = account(stores.catalog), astray(stores)
+    advice = f"these have no place in it: {'; '.join(f'{study} ({why})' for study, why in lost)}" if lost else ""
+    if not found.holds and not lost:
+        advice = "a study is counted twice: please report it"
+    return Check("account", str(found), advice, failed=bool(advice))
 
 
 def _service(name: str, url: str) -> Check:

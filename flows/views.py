@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select
 
 from flows.drifting import alerts_told
+from models.account import DELIVERED, WAITING, Account
+from tasks.stores.account import account, strays
 from tasks.stores.alerts import open_alerts
 from tasks.stores.house import Stores
 from tasks.stores.tables import (
-    AnalysisRow,
-    ArrivalRow,
     DatasetRecord,
     DecisionRow,
     DeliveryRow,
     EvaluationRow,
-    InstanceRow,
     LabelRow,
     OutboxRow,
     PredictionRow,
@@ -50,8 +49,8 @@ def overview(stores: Stores) -> list[tuple[str, Any]]:
     judged = catalog.find(EvaluationRow, order_by=EvaluationRow.created_at.desc(), limit=1)
     return [
         ("home", stores.locations.home),
-        *_received(stores),
-        ("studies", catalog.count(StudyRow)),
+        *account_told(account(catalog)),
+        ("studies taken in", catalog.count(StudyRow)),
         ("series", catalog.count(SeriesRow)),
         ("volumes", f"{sum(modalities.values())}  {_counts(modalities)}"),
         ("labels", f"{catalog.count(LabelRow)}  {_counts(_grouped(stores, LabelRow.source))}"),
@@ -65,22 +64,20 @@ def overview(stores: Stores) -> list[tuple[str, Any]]:
     ]
 
 
-def _received(stores: Stores) -> list[tuple[str, Any]]:
-    """What came in and how far it got: every study version is in exactly one of the outcomes."""
-    catalog = stores.catalog
-    instances = catalog.count(InstanceRow)
-    if not instances:
-        return []
-    outcomes = _grouped(stores, StudyVersionRow.outcome)
-    outcomes["on its way"] = outcomes.pop("", 0)
-    deliveries = _grouped(stores, DeliveryRow.state)
+def account_told(found: Account) -> list[tuple[str, Any]]:
+    """What came in and how far it got: every study is in exactly one of the three."""
+    parts = [("of the delivered", found.parts(DELIVERED)), ("of the waiting", found.parts(WAITING))]
     return [
-        ("instances received", f"{instances:,}"),
-        ("studies coming in", catalog.count(ArrivalRow, ArrivalRow.waiting > 0)),
-        ("study versions", f"{sum(outcomes.values())}  {_counts({k: n for k, n in outcomes.items() if n})}"),
-        ("analyses", f"{catalog.count(AnalysisRow)}  {_counts(_grouped(stores, AnalysisRow.role))}"),
-        ("deliveries", f"{sum(deliveries.values())}  {_counts(deliveries)}"),
+        ("studies received", str(found)),
+        *(part for part, number in zip(parts, (found.delivered, found.waiting), strict=True) if number),
+        *([("instances received", f"{found.instances:,}")] if found.instances else []),
+        *([("refused as they came", f"{found.unfiled:,} instances, in quarantine")] if found.unfiled else []),
     ]
+
+
+def astray(stores: Stores, limit: int = 20) -> list[tuple[str, str]]:
+    """Studies that the account cannot place, and those that wait for what will not come."""
+    return [(_short(one.study), one.why) for one in strays(stores.catalog, limit)]
 
 
 def stuck(stores: Stores, limit: int = 20) -> list[tuple[Any, ...]]:

@@ -101,6 +101,7 @@ class Index:
                 "last_at": said.last_at,
                 "told_at": case((first, null()), else_=ArrivalRow.told_at),  # it was said of the last version
                 "waiting": ArrivalRow.waiting + said.waiting,
+                "instances": ArrivalRow.instances + said.instances,
             },
         )
 
@@ -138,6 +139,7 @@ class Index:
                 "waiting": len(times),
                 "conflicts": 0,
                 "version": 0,
+                "instances": len(times),
             }
             for study, times in sorted(moments.items())
         ]

@@ -324,15 +324,20 @@ class ArrivalRow(Base):
     waiting: Mapped[int] = mapped_column(default=0, index=True)  # instances that no version holds yet
     conflicts: Mapped[int] = mapped_column(default=0)  # UIDs that came with other bytes
     version: Mapped[int] = mapped_column(default=0)  # the last one's number
+    instances: Mapped[int] = mapped_column(default=0)  # that ever came
 
 
 class StudyVersionRow(Base):
     """A study as it was when it was held to be whole. A late instance makes the next one."""
 
     __tablename__ = "study_versions"
-    __table_args__ = (Index("ix_study_versions_outcome_completed_at", "outcome", "completed_at"),)
+    __table_args__ = (
+        Index("ix_study_versions_outcome_completed_at", "outcome", "completed_at"),
+        # What the account of all studies needs, without the rows and their long lists.
+        Index("ix_study_versions_latest", "study", "number", "outcome", "version"),
+    )
     version: Mapped[str] = mapped_column(primary_key=True)  # content key of (study, instance digests)
-    study: Mapped[str] = mapped_column(index=True)
+    study: Mapped[str]
     number: Mapped[int]
     instances: Mapped[list[Any]]  # digests, sorted
     why: Mapped[str]  # quiet, told, cap

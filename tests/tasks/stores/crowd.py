@@ -227,7 +227,7 @@ class Crowd:
 
     def _arrival(self, s: int) -> Row:
         at = self.moment(4 * s)
-        return uid("study", s), "listener", at, at, None, 0, 0, 1
+        return uid("study", s), "listener", at, at, None, 0, 0, 1, 480
 
     def _judged(self) -> Iterator[int]:
         """One series of each study that was analysed."""
