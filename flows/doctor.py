@@ -19,6 +19,7 @@ from models.errors import IntegrityError, NocturneError, NotFoundError
 from models.settings import Settings
 from tasks.stores.account import account
 from tasks.stores.house import Stores
+from tasks.stores.leftovers import sweep_leftovers
 from tasks.stores.places import Place
 from tasks.stores.tables import DatasetRecord, EvaluationRow, LabelRow, PackageRow, PredictionRow, VolumeRow
 
@@ -170,6 +171,9 @@ def _stored(stores: Stores, *, repair: bool) -> Iterator[Check]:
     # Reports lie beside evaluations and are made again when they are asked for.
     advice = "run `nocturne evaluate` again"
     yield _complete("evaluations", stores.evaluations.place, evaluations, None, advice, repair=repair)
+    if repair:
+        swept = sweep_leftovers(stores)
+        yield Check("leftovers elsewhere", f"{swept} removed" if swept else "none")
 
 
 def _made(stores: Stores) -> tuple[set[str], list[str]]:
