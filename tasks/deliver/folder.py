@@ -8,7 +8,7 @@ from pathlib import Path
 from models.hospital import Destination
 from tasks.deliver.objects import Result
 from tasks.deliver.sending import Sent, away
-from tasks.stores.places import write_synced
+from tasks.stores.places import parts_of, write_synced
 
 
 class FolderSender:
@@ -25,6 +25,8 @@ class FolderSender:
             self._folder.mkdir(exist_ok=True)
             for result in results:
                 path = self._folder / f"{result.uid}.dcm"
+                for part in parts_of(path):  # the hospital's folder: nobody else tidies it after a killed attempt
+                    part.unlink(missing_ok=True)
                 if not (path.is_file() and path.stat().st_size == len(result.content)):
                     write_synced(path, result.content)
         except OSError as error:

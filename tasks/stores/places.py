@@ -7,6 +7,7 @@ are content, so both are the same.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from models.errors import NotFoundError, SettingsError
 
 STAGING = ".staging"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PART = re.compile(r"\..+\.[0-9a-f]{32}")
 _SYNCING = 8
 
 
@@ -60,6 +62,10 @@ class Place(ABC):
     @abstractmethod
     def remove(self, key: str) -> None:
         """Delete `key` if it is there."""
+
+    def forget(self, key: str) -> bool:
+        """Drop this machine's copy of `key`, so that it is fetched anew; False where the place keeps none."""
+        return False
 
     @abstractmethod
     def keys(self) -> Iterator[str]:
@@ -196,3 +202,18 @@ def write_synced(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """What writers of this one file have begun and not finished: those at work, and those that were killed."""
+    return [part for part in path.parent.glob(f".{glob.escape(path.name)}.*") if _PART.fullmatch(part.name)]
+
+
+def sweep_parts(folder: Path, *, older_than_seconds: float = 24 * 3600) -> list[str]:
+    """Remove what killed writers of single files left in a folder and below it; returns the names that went."""
+    gone = []
+    for part in folder.rglob(".*"):
+        if _PART.fullmatch(part.name) and part.is_file() and age_of(part) > older_than_seconds:
+            part.unlink(missing_ok=True)
+            gone.append(part.name)
+    return gone

@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import resource
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -160,6 +160,10 @@ class PreparedStore:
     def remove(self, key: str) -> None:
         """Delete the case if it is there. Arrays mapped before stay readable (the files go when they are closed)."""
         self._place.remove(key)
+
+    def keys(self) -> Iterator[str]:
+        """All published cases."""
+        return self._place.keys()
 
     def sweep(self, keep: Collection[str], *, older_than_seconds: float = 24 * 3600) -> list[str]:
         """Remove the cases that are not to be kept and what killed writers left; returns what went."""

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from models.hashing import canonical, content_key
-from tasks.stores.places import write_synced
+from tasks.stores.places import sweep_parts, write_synced
 
 _FORMAT = 1
 _KEPT = 2
@@ -61,7 +61,11 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def newest(self) -> tuple[Checkpoint | None, int]:
-        """The newest whole checkpoint of this training, and how many newer ones were damaged; those are removed."""
+        """The newest whole checkpoint of this training, and how many newer ones were damaged; those are removed.
+
+        So is what a killed writer left: each time a network's size, for as long as the training lasts.
+        """
+        self._tidy()
         damaged = 0
         for path in sorted(self._folder.glob("step-*.json"), reverse=True):
             found = self._read(path)
@@ -70,6 +74,12 @@ class Checkpoints:
             _remove(path)
             damaged += 1
         return None, damaged
+
+    def _tidy(self) -> None:
+        for left in self._folder.glob("*.safetensors"):
+            if not left.with_suffix(".json").exists():
+                left.unlink()
+        sweep_parts(self._folder, older_than_seconds=-1)
 
     def _read(self, path: Path) -> Checkpoint | None:
         try:

@@ -45,6 +45,7 @@ def train_package(stores: Stores, recipe: Recipe, ref: PlanRef, champion: Packag
     key = package_key(row.dataset, recipe, start_key(recipe, plan, champion))
     workspace = stores.workspace / "train" / key
     if stores.catalog.get(PackageRow, key):
+        discard_checkpoints(workspace)  # whoever wrote the row may have been killed before it came to that
         return PackageRef.to(key)
     dataset = stores.datasets.read(row.dataset)
     if recipe.start.source == "champion" and champion and nothing_new(stores, recipe, dataset, champion):
