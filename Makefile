@@ -7,7 +7,7 @@ WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint types layers bench bench-learning clean
+.PHONY: help setup demo test test-faults lint types layers audit sbom bench bench-learning clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,19 @@ types: $(READY)
 layers: $(READY)
 	@$(BIN)/lint-imports
 
+audit: .venv-audit/.ready $(READY)  ## Ask whether anything installed or pinned is known to be vulnerable
+	@.venv-audit/bin/python docs/audit.py --tool .venv-audit/bin/pip-audit --environment $(VENV)
+
+sbom: .venv-audit/.ready $(READY)  ## Write dist/sbom.cdx.json: all that is installed, with licences (CycloneDX)
+	@mkdir -p dist
+	@.venv-audit/bin/cyclonedx-py environment --pyproject pyproject.toml --gather-license-texts --output-reproducible --validate --output-file dist/sbom.cdx.json $(BIN)/python
+	@echo "dist/sbom.cdx.json"
+
+.venv-audit/.ready: constraints.txt
+	@test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/pip install --quiet --constraint constraints.txt pip-audit cyclonedx-bom
+	@touch $@
+
 bench: .venv-peers/.ready  ## Time the stages beside what a user would pick instead (STAGES: some; WRITE=1: into docs/benchmarks.md)
 	@$(BIN)/python benchmarks $(STAGES) --peers .venv-peers/bin/python $(if $(WRITE),--write)
 
@@ -53,5 +66,5 @@ bench-learning: .venv-peers/.ready  ## Every network beside nnU-Net v2 and MONAI
 	@$(BIN)/python benchmarks/learning --data "$(DATA)" --minutes $(or $(MINUTES),10 30) --each $(or $(EACH),3) --peers .venv-peers/bin/python
 
 clean:  ## Remove the virtual environment and caches (data in NOCTURNE_HOME stays)
-	rm -rf $(VENV) .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info benchmarks/work
+	rm -rf $(VENV) .venv-peers .venv-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info benchmarks/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
