@@ -19,6 +19,8 @@ Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
 Matrix = tuple[tuple[float, float, float, float], ...]
 
+# Within these bounds every way between voxels and millimetres is finite, and exact enough to come back.
+_FARTHEST_MM, _FINEST_MM, _FLATTEST = 1e6, 1e-6, 1e-6
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _REVERSE = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
 
@@ -43,7 +45,10 @@ class Geometry:
             raise GeometryError(f"an image needs at least one voxel on each axis, not {self.shape}")
         if not np.isfinite(matrix).all():
             raise GeometryError("the affine holds NaN or infinity", reason="non-finite-geometry")
-        if abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
+        if np.abs(matrix).max() > _FARTHEST_MM:
+            raise GeometryError("the affine reaches farther than a kilometre: no image lies there")
+        spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+        if spacing.min() < _FINEST_MM or abs(np.linalg.det(matrix[:3, :3] / spacing)) < _FLATTEST:
             raise GeometryError("the affine is singular: two axes coincide or a spacing is zero")
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "affine", tuple(tuple(float(v) for v in row) for row in matrix))

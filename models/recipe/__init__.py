@@ -93,7 +93,7 @@ class Recipe(Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
     kind: Kind
     version: Literal[1] = 1
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     images: Images
     labels: Labels
     clinical: Clinical = Clinical()
@@ -141,8 +141,10 @@ class Recipe(Part):
         """Read TOML. Raises RecipeError naming each bad key and, for an unknown one, the nearest known key."""
         try:
             data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
             raise RecipeError(f"not valid TOML: {error}", where=where) from None
+        except RecursionError:
+            raise RecipeError("not valid TOML: brackets within brackets without end", where=where) from None
         try:
             return cls.model_validate(data)
         except ValidationError as error:

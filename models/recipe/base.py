@@ -22,6 +22,6 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
 
 class Part(BaseModel):
-    """A table of the recipe: unknown keys are refused, values do not change."""
+    """A table of the recipe: unknown keys are refused, and so are NaN and infinity; values do not change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

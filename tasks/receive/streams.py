@@ -90,7 +90,10 @@ def boundary_of(content_type: str) -> bytes | None:
     """The boundary of a multipart answer, or None where it is none."""
     message = Message()
     message["content-type"] = content_type
-    found = message.get_boundary()
+    try:
+        found = message.get_boundary()
+    except ValueError:  # a parameter in parts (RFC 2231), numbered beyond all numbers
+        return None
     return found.encode("ascii", "replace") if message.get_content_maintype() == "multipart" and found else None
 
 

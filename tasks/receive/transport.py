@@ -256,6 +256,8 @@ class AcceptedAssociation(Association):
         """The association's life."""
         try:
             super().run_reactor()
+        except Exception as error:  # noqa: BLE001 whatever a hostile request does; its text may name somebody
+            log.warning("an association is ended (%s)", type(error).__name__)
         finally:
             self.dul.kill_dul()
             self.connection.wake()

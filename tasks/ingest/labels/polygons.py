@@ -7,11 +7,12 @@ left one and not at the upper and right one, so that neighbours share no voxel a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+_CROSSINGS = 1 << 20  # that are looked at at once: a polygon may have 100,000 edges, each across all rows
 _NOISE = 6  # decimals of a voxel that survive the way through an affine and back
 
 
@@ -20,9 +21,9 @@ def fill(polygons: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> NDA
     rows, columns = shape
     counts = np.zeros(rows * (columns + 1), dtype=np.intp)
     for polygon in _distinct(polygons):
-        row, crossing = _crossings(polygon, rows)
-        column = np.clip(np.ceil(crossing), 0, columns).astype(np.intp)
-        counts += np.bincount(row * (columns + 1) + column, minlength=counts.size)
+        for row, crossing in _crossings(polygon, rows):
+            column = np.clip(np.ceil(crossing), 0, columns).astype(np.intp)
+            counts += np.bincount(row * (columns + 1) + column, minlength=counts.size)
     parity = np.cumsum(counts.reshape(rows, columns + 1)[:, :columns], axis=1) & 1
     return parity.astype(bool)
 
@@ -33,14 +34,21 @@ def _distinct(polygons: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float6
     return list({polygon.tobytes(): polygon for polygon in rounded}.values())
 
 
-def _crossings(polygon: NDArray[np.float64], rows: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Each crossing of an edge with a row of voxel centres: the row and the fractional column."""
-    y0, x0 = polygon.T
-    y1, x1 = np.roll(polygon, -1, axis=0).T
+def _crossings(polygon: NDArray[np.float64], rows: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64]]]:
+    """Each crossing of an edge with a row of voxel centres: the row and the fractional column, some edges at a time."""
+    following, step = np.roll(polygon, -1, axis=0), max(1, _CROSSINGS // rows)
+    for at in range(0, len(polygon), step):
+        yield _crossed(polygon[at : at + step], following[at : at + step], rows)
+
+
+def _crossed(
+    begin: NDArray[np.float64], end: NDArray[np.float64], rows: int
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    (y0, x0), (y1, x1) = begin.T, end.T
     first = np.clip(np.ceil(np.minimum(y0, y1)), 0, rows).astype(np.intp)
     stop = np.clip(np.ceil(np.maximum(y0, y1)), 0, rows).astype(np.intp)
     many = stop - first
-    edge = np.repeat(np.arange(len(polygon)), many)
+    edge = np.repeat(np.arange(len(begin)), many)
     row = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many) + first[edge]
     slope = (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
     return row, np.round(x0[edge] + (row - y0[edge]) * slope, _NOISE)

@@ -31,6 +31,7 @@ from tasks.ingest.labels.polygons import fill
 
 _CONTOUR_DATA = 0x30060050
 _CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
+_FARTHEST_MM = 1e6  # as of an image; NaN and infinity are no nearer
 _SEPARATE_MM = 10.0
 _FLAT = 0.25  # slices by which a contour may leave its plane
 _ONE_PLANE = 0.05  # slices within which contours lie in one plane
@@ -152,10 +153,11 @@ def _points(contour: Dataset) -> Points:
         return np.empty((0, 3))
     element = contour.get_item(_CONTOUR_DATA)
     if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
-        values = np.array(element.value.strip(b" \0").split(b"\\")).astype(float)
+        # Not as an array of texts: each would take as much room as the longest.
+        values = np.array([float(text) for text in element.value.strip(b" \0").split(b"\\")])
     else:
         values = np.asarray(contour[_CONTOUR_DATA].value or [], dtype=float).ravel()
-    if values.size % 3 or not np.isfinite(values).all():
+    if values.size % 3 or not (np.abs(values) <= _FARTHEST_MM).all():
         raise LabelError("a contour is not a list of finite points", reason="bad-contour")
     return values.reshape(-1, 3)
 
@@ -200,11 +202,17 @@ def _planes(index: Sequence[Points]) -> list[tuple[float, list[Points]]]:
 
 
 def _plane_of_slices(heights: NDArray[np.float64], slices: int, slice_mm: float) -> NDArray[np.intp]:
-    """For each slice the plane whose slab it lies in, or −1. A slab holds its upper border and not its lower one."""
+    """For each slice the plane whose slab it lies in, or −1; `heights` are sorted.
+
+    A slab holds its upper border and not its lower one.
+    """
     gap = float(np.diff(heights).min()) if len(heights) > 1 else 1.0
     half = max(1.0, gap if gap * slice_mm <= _SEPARATE_MM else 1.0) / 2
-    distance = np.round(np.arange(slices)[:, None] - heights[None], 4)
+    # The planes next below and above each slice: there may be far more planes than slices.
+    above = np.searchsorted(heights, np.arange(slices))
+    near = np.clip(np.stack([above - 1, above], axis=1), 0, len(heights) - 1)
+    distance = np.round(np.arange(slices)[:, None] - heights[near], 4)
     reached = (distance > -half + _JITTER) & (distance <= half + _JITTER)
     # Of two planes equally far the lower one: ties go the way of the slab's closed border.
     cost = np.where(reached, np.abs(distance) - 1e-6 * (distance > 0), np.inf)
-    return np.where(reached.any(axis=1), cost.argmin(axis=1), -1)
+    return np.where(reached.any(axis=1), near[np.arange(slices), cost.argmin(axis=1)], -1)

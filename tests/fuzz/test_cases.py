@@ -1,0 +1,156 @@
+"""What fuzzing has found, each mended and kept."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from pynetdicom.association import Association
+
+from models.errors import GeometryError, LabelError, RecipeError
+from models.geometry import Geometry
+from tasks.ingest.labels.polygons import fill
+from tasks.ingest.labels.rtstruct import _plane_of_slices
+from tasks.receive.streams import boundary_of
+from tests.fuzz import dicomweb, geometry, recipes, rtstruct, upper_layer
+
+MB = 1 << 20
+
+
+@contextmanager
+def within(megabytes: int) -> Iterator[None]:
+    """Nothing inside takes more memory than that at once."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < megabytes * MB
+
+
+# -- geometry ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e150, 1e103, 1e7])
+def test_a_grid_beyond_all_measure(scale: float) -> None:
+    # Its determinant was infinite or NaN, neither of which is less than the least that was allowed.
+    with pytest.raises(GeometryError):
+        Geometry.from_spacing((4, 6, 5), (2 * scale, scale, scale))
+    geometry.target(geometry.packed(3, (4, 6, 5), geometry.stack(4, scale=scale)))
+
+
+@pytest.mark.parametrize("spacing", [(1e-12, 1.0, 1.0), (1e-9, 1e6, 1e6), (5e-324, 1.0, 1.0)])
+def test_a_spacing_that_no_way_leads_back_from(spacing: tuple[float, float, float]) -> None:
+    with pytest.raises(GeometryError, match="singular"):
+        Geometry.from_spacing((4, 6, 5), spacing, (900.0, 900.0, 900.0))
+
+
+def test_axes_that_nearly_coincide() -> None:
+    affine = np.eye(4)
+    affine[:3, 1] = affine[:3, 0] + (0, 1e-7, 0)
+    with pytest.raises(GeometryError, match="singular"):
+        Geometry((2, 2, 2), tuple(map(tuple, affine)))
+
+
+# -- structure sets ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("far", ["1e308", "-1e155", "1e15", "1e7"])
+def test_contours_that_leave_this_world(far: str) -> None:
+    points = rf"0\0\3\{far}\-{far.lstrip('-')}\3\4\4\3".encode()
+    with pytest.raises(LabelError, match="finite"):
+        rtstruct.target(rtstruct.written([points]))
+
+
+def test_a_number_as_long_as_a_file() -> None:
+    # As an array of texts each of the others took as much room: 2 GB here.
+    points = b"\\".join([b"1" * 200_000, *[b"1"] * 10_000, b"1"])
+    with within(50), pytest.raises(LabelError):
+        rtstruct.target(rtstruct.written([points]))
+
+
+def test_a_zigzag_across_all_rows() -> None:
+    # 4,000 edges over 4,096 rows: 16 million crossings, of which six arrays were held at once.
+    polygon = rtstruct.zigzag(4000, 4096)
+    with within(200):
+        filled = fill([polygon], (4096, 12))
+    assert 0.2 < filled[:, :9].mean() < 0.8
+
+
+def test_more_planes_than_slices() -> None:
+    with within(10):
+        _plane_of_slices(np.linspace(0, 400, 20_000), 400, 1.0)
+
+
+def test_slices_find_the_plane_that_they_found_before() -> None:
+    chance = np.random.default_rng(5)
+    for _ in range(200):
+        planes, slices = int(chance.integers(1, 12)), int(chance.integers(1, 12))
+        heights = np.sort(np.round(chance.uniform(-2, slices + 2, planes) * 4) / 4)
+        heights = heights[np.concatenate([[True], np.diff(heights) > 0.05])]
+        found = _plane_of_slices(heights, slices, 1.0)
+        np.testing.assert_array_equal(found, _looking_at_all(heights, slices))
+
+
+def _looking_at_all(heights: np.ndarray, slices: int) -> np.ndarray:
+    gap = float(np.diff(heights).min()) if len(heights) > 1 else 1.0
+    half = max(1.0, gap if gap <= 10 else 1.0) / 2
+    distance = np.round(np.arange(slices)[:, None] - heights[None], 4)
+    reached = (distance > -half + 0.02) & (distance <= half + 0.02)
+    cost = np.where(reached, np.abs(distance) - 1e-6 * (distance > 0), np.inf)
+    return np.where(reached.any(axis=1), cost.argmin(axis=1), -1)
+
+
+# -- recipes -----------------------------------------------------------------------------------------------------
+
+SHORT = 'name = "a"\nkind = "segmentation"\nlabels = {source = "SEG"}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a = " + "[" * 5000, "brackets"),
+        ("a = " + "1" * 5000, "digits"),
+        (SHORT + 'images = {modality = "CT", description = "a{99999999999}"}', "images.description"),
+        (SHORT + f'images = {{modality = "CT", description = "{"(" * 3000}"}}', "images.description"),
+        (SHORT + 'images = {modality = "CT"}\ntrain = {minutes = inf}', "train.minutes"),
+        (SHORT + 'images = {modality = "CT"}\npreprocess = {spacing = [1, nan, 1]}', "preprocess.spacing"),
+        (SHORT + 'images = {modality = "CT"}\npromote = {floor = -inf}', "promote.floor"),
+        (SHORT + 'images = {modality = "CT"}\nseed = -1', "seed"),
+        (SHORT + f'images = {{modality = "CT"}}\nseed = {2**63}', "seed"),
+    ],
+)
+def test_recipes_that_cannot_be(text: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        recipes.target(text.encode())
+
+
+# -- what comes over the network ---------------------------------------------------------------------------------
+
+
+def test_a_boundary_in_parts_that_are_numbered_beyond_all_numbers() -> None:
+    kind = f"multipart/related; boundary*{'9' * 5000}=b"
+    assert boundary_of(kind) is None
+    dicomweb.target(kind.encode() + b"\n--b--")
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"[" + b'{"00081140":{"vr":"SQ","Value":[' * 3000])
+def test_an_answer_nested_without_end(body: bytes) -> None:
+    dicomweb.target(b"application/dicom+json\n" + body)
+
+
+def test_what_a_service_trips_over_is_told_without_what_was_sent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def trip(_: Association) -> None:
+        raise UnicodeError("Doe^Jane")
+
+    monkeypatch.setattr(Association, "run_reactor", trip)
+    with upper_layer.driven() as association:
+        association.run_reactor()
+    assert "UnicodeError" in caplog.text
+    assert "Doe" not in caplog.text
