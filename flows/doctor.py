@@ -134,14 +134,16 @@ def _account(stores: Stores) -> Check:
 def _service(name: str, url: str) -> Check:
     if not url:
         return Check(name, "embedded")
-    parts = urlsplit(url)
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=3):
-            return Check(name, f"{parts.hostname}:{parts.port} answers")
+        place = urlsplit(url)
+        host, port = place.hostname or "", place.port or 443
+    except ValueError:
+        return Check(name, "its address is none", "write it as http://host:port/api or tls://host:port", failed=True)
+    try:
+        with socket.create_connection((host, port), timeout=3):
+            return Check(name, f"{host}:{port} answers")
     except OSError:
-        return Check(
-            name, f"{parts.hostname}:{parts.port} does not answer", "start it, or unset its address", failed=True
-        )
+        return Check(name, f"{host}:{port} does not answer", "start it, or unset its address", failed=True)
 
 
 def _stored(stores: Stores, *, repair: bool) -> Iterator[Check]:

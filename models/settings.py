@@ -91,6 +91,14 @@ class Settings(BaseSettings):
             raise ValueError("name a folder, on this machine or on shared storage: training maps its files into memory")
         return path
 
+    @field_validator("prefect_url", "dask_address")
+    @classmethod
+    def _without_password(cls, url: str) -> str:
+        """These are shown, in messages and on pages."""
+        if "@" in url:
+            raise ValueError("no user and password in it: prefect_auth and dask_tls_* are there for that")
+        return url
+
     @field_validator("prefect_auth", "mlflow_auth")
     @classmethod
     def _user_and_password(cls, auth: SecretStr) -> SecretStr:
