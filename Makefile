@@ -7,7 +7,7 @@ WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint types layers audit sbom bench bench-learning clean
+.PHONY: help setup demo test test-faults lint types layers audit sbom fuzz bench bench-learning clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,13 @@ test: lint types layers  ## Check style, types and layers, then run all tests
 
 test-faults: $(READY)  ## Inject every fault of docs/trust.md at its full length, and write its table (hours)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fault --full --trust docs/trust.md -n $(WORKERS) --dist loadfile -rs
+
+fuzz: $(VENV)/.fuzz  ## Look for inputs that are neither read nor refused (TARGETS: some; MINUTES for each, 10)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(TARGETS) --minutes $(or $(MINUTES),10)
+
+$(VENV)/.fuzz: $(READY)
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	@touch $@
 
 lint: $(READY)
 	@$(BIN)/ruff check .
