@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import InstrumentedAttribute, Session, sessionmaker
 
 from models.errors import IntegrityError, ServiceUnavailableError, SettingsError, StoreBusyError
-from tasks.stores.locks import held
+from tasks.stores.locks import held, holders
 from tasks.stores.tables import Base, CursorRow, now
 
 HEAD = "0006"
@@ -44,6 +44,7 @@ class Catalog:
         self._lite = self.url.get_backend_name() == "sqlite"
         if self._lite and self.url.database and self.url.database != ":memory:":
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        self._file = Path(self.url.database) if self._lite and self.url.database else None
         self.engine = _engine(self.url.render_as_string(hide_password=False), lite=self._lite)
         view = self.engine if self._lite else self.engine.execution_options(isolation_level="REPEATABLE READ")
         self._readers = sessionmaker(view, expire_on_commit=False)
@@ -58,13 +59,13 @@ class Catalog:
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """All or nothing. Raises StoreBusyError or ServiceUnavailableError where waiting may help."""
-        with _healing(), self._writers.begin() as session:
+        with _healing(self._file), self._writers.begin() as session:
             yield session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A consistent view; waits for nobody."""
-        with _healing(), self._readers.begin() as session:
+        with _healing(self._file), self._readers.begin() as session:
             yield session
 
     def add(self, *rows: Base) -> int:
@@ -131,7 +132,7 @@ class Catalog:
         except DBAPIError as error:
             if _missing_table(error):
                 return None
-            raise _translated(error) from error
+            raise _translated(error, self._file) from error
 
     def insert(self, session: Session, row: Base) -> int:
         """Insert a row within a transaction; one whose key is there is left. Returns how many were new."""
@@ -169,7 +170,7 @@ class Catalog:
         if not self._lite:
             key = {"key": int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], signed=True)}
             with ExitStack() as stack:
-                with _healing():
+                with _healing(self._file):
                     connection = stack.enter_context(self.engine.connect())
                     connection.execute(text("SELECT pg_advisory_lock(:key)"), key)
                     connection.commit()  # the lock is the session's: no transaction has to stay open for it
@@ -250,13 +251,13 @@ def _sqlite(url: str) -> Engine:
 
 
 @contextmanager
-def _healing() -> Iterator[None]:
+def _healing(file: Path | None) -> Iterator[None]:
     try:
         yield
     except PoolTimeout as error:
         raise StoreBusyError("all connections to the catalog are in use", where="catalog") from error
     except DBAPIError as error:
-        raise _translated(error) from error
+        raise _translated(error, file) from error
 
 
 _BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED", "55P03", "40P01", "40001", "53300")  # locks, deadlock, too many connections
@@ -265,12 +266,16 @@ _WRONG = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH", "2
 _WRONG_WORDS = ("does not exist", "authentication failed", "no password supplied", "no pg_hba.conf entry")
 
 
-def _translated(error: DBAPIError) -> Exception:
-    """The error in our tree; a broken constraint or statement is a fault of ours and stays as it is."""
+def _translated(error: DBAPIError, file: Path | None) -> Exception:
+    """The error in our tree; a broken constraint or statement is a fault of ours and stays as it is.
+
+    `file` is the database's, where it is one.
+    """
     told = str(error.orig).splitlines()[0] if error.orig else "no detail"
     code = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
     if code.startswith(_BUSY) or "too many clients" in told:
-        return StoreBusyError(f"the catalog is locked by another process for over {BUSY_SECONDS} s", where="catalog")
+        told = f"the catalog is locked by another process for over {BUSY_SECONDS} s"
+        return StoreBusyError(told, where="catalog", hint=_who_holds(file))
     if code.startswith(_DAMAGED):
         return IntegrityError(f"the catalog's database is damaged: {told}", where="catalog", hint="restore its backup")
     if not isinstance(error, OperationalError) and not error.connection_invalidated:
@@ -282,6 +287,17 @@ def _translated(error: DBAPIError) -> Exception:
             hint="look at NOCTURNE_CATALOG_URL, its user and its folder's permissions",
         )
     return ServiceUnavailableError(f"the catalog's database does not answer: {told}", where="catalog")
+
+
+def _who_holds(file: Path | None) -> str:
+    """What to do about a lock that does not go away."""
+    if file is None:
+        return "look for a transaction that is left open: `SELECT * FROM pg_stat_activity WHERE state LIKE 'idle in%'`"
+    # SQLite locks the database itself, or, with a write-ahead log, the index beside it.
+    found = [name for path in (file, file.with_name(f"{file.name}-shm")) for name in holders(path)]
+    if found:
+        return f"{' and '.join(dict.fromkeys(found))} holds {file.name}: let it finish, or end it"
+    return f"a backup, a database browser or a shell may have {file.name} open: `fuser -v` on it names who"
 
 
 def _missing_table(error: DBAPIError) -> bool:

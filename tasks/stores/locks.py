@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from models.errors import NocturneError
+
+_LOCKS = Path("/proc/locks")
 
 
 @contextmanager
@@ -22,3 +25,24 @@ def held(path: Path, refusal: NocturneError | None = None) -> Iterator[None]:
                 raise
             raise refusal from None
         yield
+
+
+def holders(file: Path) -> list[str]:
+    """Who holds a lock on bytes of `file` for writing, as "name (process 17)"; empty where the system does not tell."""
+    try:
+        about = file.stat()
+        lines = _LOCKS.read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return []
+    place = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+    # "17: POSIX  ADVISORY  WRITE 4711 fd:00:131 120 120"; a "->" marks those that wait.
+    told = [words for line in lines if "->" not in (words := line.split())]
+    return [_named(int(words[4])) for words in told if words[3] == "WRITE" and words[5] == place]
+
+
+def _named(process: int) -> str:
+    try:
+        name = Path(f"/proc/{process}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        name = "somebody else's program"
+    return f"{name} (process {process})"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +39,8 @@ validations = 3
 checkpoint_minutes = 0.002
 """
 
+STORES = ("volumes", "prepared", "datasets", "packages", "evaluations", "work", "scratch", "mlartifacts")
+_RUN = re.compile(r"[0-9a-f]{32}")
 TABLES = ("series", "volumes", "labels", "splits", "datasets", "plans", "packages", "evaluations", "decisions")
 _LONGEST_SECONDS = 1800.0
 
@@ -76,9 +80,9 @@ class Home:
             start_new_session=True,
         )
 
-    def finish(self) -> str:
+    def finish(self, gate: str = "") -> str:
         """Run the night to its end; returns what it printed."""
-        night = self.start()
+        night = self.start(gate)
         told, _ = night.communicate(timeout=_LONGEST_SECONDS)
         assert night.returncode == 0, told
         return told
@@ -127,3 +131,48 @@ class Home:
     def checkpoints(self) -> list[Path]:
         """Whatever training has saved so far."""
         return [p for p in (self.folder / "work" / "train").glob("*/checkpoints/**/*") if p.is_file()]
+
+    def files(self) -> set[str]:
+        """All files and empty folders of the stores and the work folder, by path; MLflow's names for runs are drawn."""
+        found = (p for store in STORES for p in (self.folder / store).rglob("*") if p.is_file() or not any(p.iterdir()))
+        return {_RUN.sub("*", str(path.relative_to(self.folder))) for path in found}
+
+    def hashes(self) -> dict[str, str]:
+        """What a night is to come to, however often it was killed: contents by path, keys and decisions by table."""
+        files = [p for store in ("volumes", "prepared", "datasets") for p in (self.folder / store).rglob("*")]
+        files += (self.folder / "packages").rglob("*.safetensors")
+        told = {str(p.relative_to(self.folder)): _digest(p) for p in files if p.is_file()}
+        for table, column in (("splits", "split"), ("packages", "weights_sha256"), ("evaluations", "value")):
+            told[table] = str(sorted((next(iter(row.values())), row[column]) for row in self.rows(table)))
+        told["decisions"] = str([(r["action"], r["package"], r["version"]) for r in self.rows("decisions")])
+        return told
+
+    def age(self) -> None:
+        """As if all that lies there had been written two days ago."""
+        then = time.time() - 48 * 3600
+        for path in self.folder.rglob("*"):
+            os.utime(path, (then, then), follow_symlinks=False)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What had been finished when a night was killed: nothing of it may go, or be made again."""
+
+    rows: dict[str, set[object]]
+    made: dict[str, dict[str, int]]
+
+    @classmethod
+    def of(cls, home: Home) -> Standing:
+        """At this moment."""
+        return cls(home.written(), {store: home.published(store) for store in ("volumes", "prepared", "packages")})
+
+    def holds(self, later: Standing, moment: str) -> None:
+        """Raises AssertionError where something is missing or was made again."""
+        for table, rows in self.rows.items():
+            assert rows <= later.rows[table], f"{table} written again after {moment}"
+        for store, kept in self.made.items():
+            assert kept.items() <= later.made[store].items(), f"{store} made again after {moment}"
