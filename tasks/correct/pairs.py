@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from tasks.stores.catalog import by_parts
 from tasks.stores.tables import CorrectionRow, LabelRow, PredictionRow, VolumeRow
+
+_AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,21 @@ def new_pairs(session: Session, labels: Sequence[str]) -> Iterator[Pair]:
 
 def pairs_since(session: Session, moment: datetime | None) -> Iterator[Pair]:
     """All of labels that came after `moment` (None: of all) that no correction is known of."""
-    return _found(session, *([] if moment is None else [LabelRow.created_at > moment]))
+    for moments in _slices(session, moment):
+        yield from _found(session, *moments)
+
+
+def _slices(session: Session, since: datetime | None) -> Iterator[list[ColumnElement[bool]]]:
+    """Stretches of time with about `_AT_ONCE` labels each: no statement takes long, however many came together."""
+    moment = LabelRow.created_at
+    while True:
+        beyond = [] if since is None else [moment > since]
+        until = session.scalar(select(moment).where(*beyond).order_by(moment).offset(_AT_ONCE).limit(1))
+        if until is None:
+            yield beyond
+            return
+        yield [*beyond, moment <= until]
+        since = until
 
 
 def _found(session: Session, *where: ColumnElement[bool]) -> Iterator[Pair]:

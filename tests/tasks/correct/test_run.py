@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.refs import CorrectionRef
-from tasks.correct import run
+from tasks.correct import pairs, run
 from tasks.correct.pairs import Pair
 from tasks.correct.run import correct
 from tasks.stores.house import Stores
@@ -124,6 +124,21 @@ def test_every_model_that_spoke_of_the_image_is_scored(reader: Reader) -> None:
     found = {row.prediction: row.how for row in rows(reader)}
     assert found.pop(key) == "same-image"
     assert list(found.values()) == ["referenced"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 500])
+def test_a_first_look_finds_all_however_many_it_takes_at_a_time(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(pairs, "_AT_ONCE", at_once)
+    drawn = reader.drawn()
+    for depth in range(3):
+        changed = drawn.copy()
+        changed[depth] = 0
+        reader.send(reader.correct(changed))
+    stores = reader.installation.stores
+    assert len(correct(stores)) == stores.catalog.count(LabelRow) == 3
+    assert correct(stores) == ()
 
 
 def test_a_lost_mask_is_set_aside_and_the_rest_goes_on(reader: Reader) -> None:
