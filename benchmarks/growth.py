@@ -170,7 +170,10 @@ def night() -> dict[str, float]:
     from flows.commands.shared import ready
 
     ready()
-    from flows.retrain import retrain
+    from flows.embedded import embedded_server
+
+    with embedded_server():
+        from flows.retrain import retrain
     from models.recipe import Recipe
 
     begun = time.perf_counter()

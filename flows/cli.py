@@ -10,6 +10,7 @@ import typer
 
 from flows.commands.data import clinical, dataset, labels
 from flows.commands.lineage import lineage
+from flows.commands.looking import status
 from flows.commands.models import models
 from flows.commands.processes import running
 from flows.commands.shared import Name, Paths, RecipePath, ready, recipe_at, served, stores_of
@@ -53,7 +54,10 @@ def ingest(
     settings = ready()
     stores = stores_of(settings)
     from flows.console import bars, out, pairs
-    from flows.ingest import ingest as run
+    from flows.embedded import embedded_server
+
+    with embedded_server():
+        from flows.ingest import ingest as run
 
     images = recipe_at(recipe).images if recipe else None
     with bars():
@@ -74,7 +78,10 @@ def retrain(
     settings = ready()
     stores = stores_of(settings)
     from flows.console import bars
-    from flows.retrain import retrain as run
+    from flows.embedded import embedded_server
+
+    with embedded_server():
+        from flows.retrain import retrain as run
 
     asked = recipe_at(recipe)
     with bars():
@@ -90,9 +97,12 @@ def evaluate(
 ) -> None:
     """Judge a registered model on its recipe's test patients of today."""
     ready()
-    from flows.artifacts import figures
     from flows.console import bars, table
-    from flows.evaluate import evaluate as run
+    from flows.embedded import embedded_server
+
+    with embedded_server():
+        from flows.artifacts import figures
+        from flows.evaluate import evaluate as run
 
     with bars():
         judged = run(name, version)
@@ -111,12 +121,21 @@ def predict(
     stores = stores_of(ready())
     from flows.console import bars, table
     from flows.console import out as screen
-    from flows.predict import predict as run
+    from flows.embedded import embedded_server
+
+    with embedded_server():
+        from flows.predict import predict as run
+    from rich.markup import escape
+
+    from flows.drifting import damage
     from flows.views import PREDICTION_COLUMNS, predictions_told
+    from tasks.stores.alerts import open_alerts
 
     with bars():
         found = run(stores.seal_batch(paths), model, version)
     table(f"What {model} says", PREDICTION_COLUMNS, predictions_told(stores, found))
+    for told in damage(open_alerts(stores.catalog, model)):
+        screen.print(f"[yellow]{escape(told)}[/]")
     if out:
         from tasks.predict.run import export
 
@@ -124,23 +143,7 @@ def predict(
             screen.print(f"mask: {export(stores, key, out)}")
 
 
-@app.command()
-def status() -> None:
-    """Tell what runs and what is there: received, waiting, in quarantine and why, delivered, learnt, serving."""
-    settings = ready()
-    stores = stores_of(settings)
-    from flows.console import pairs, table
-    from flows.views import HEALTH_COLUMNS, QUARANTINE_COLUMNS, STUCK_COLUMNS, overview, quarantine, stuck
-
-    if (settings.home / "run").is_dir():
-        from flows.health import health
-
-        table("Processes", HEALTH_COLUMNS, [(one.name, one.state, one.told) for one in health(settings)])
-    pairs("Nocturne", overview(stores))
-    if waiting := stuck(stores):
-        table("Stuck", STUCK_COLUMNS, waiting)
-    if kept := quarantine(stores):
-        table("In quarantine", QUARANTINE_COLUMNS, kept)
+app.command()(status)
 
 
 @app.command()
@@ -225,7 +228,10 @@ def demo(
 
     shown = recall_demo(stores, patients)
     if shown is None:
-        from flows.demo import demo as run
+        from flows.embedded import embedded_server
+
+        with embedded_server():
+            from flows.demo import demo as run
 
         with bars():
             shown = run(patients)
