@@ -27,6 +27,8 @@ class Crew:
 
     rank: int = 0
     size: int = 1
+    most: int | None = None
+    """The largest batch to begin with, where a larger one was too much before."""
 
     @property
     def leads(self) -> bool:
@@ -37,6 +39,10 @@ class Crew:
         """What is called in place of `network`."""
         return network
 
+    def meet_within(self, network: nn.Module) -> bool:
+        """Whether processes wait for each other while they ask a `network` that was wrapped."""
+        return False
+
     def own(self, batch: Tensor) -> Tensor:
         """The elements of a batch (b, …) that are this process's."""
         return batch if self.size == 1 else batch[self.rank :: self.size].contiguous()
@@ -45,8 +51,8 @@ class Crew:
         """The outputs for all `count` elements, of which only this process's own pass gradients on."""
         return logits
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of the whole batch's loss, in all processes."""
+    def backward(self, loss: Tensor, count: int) -> None:
+        """Gradients of the loss of a batch of `count`, in all processes. Raises as `for_good`."""
         loss.backward()
 
     def drawing(self, seed: int, step: int) -> None:
@@ -54,6 +60,13 @@ class Crew:
 
     def together(self, work: Callable[[], Result]) -> Result:
         """What `work` gives. Raises MemoryError in all processes where one of them has run out of memory."""
+        return work()
+
+    def for_good(self, work: Callable[[], Result], count: int) -> Result:
+        """What `work` on a batch of `count` gives, which one process cannot take back while the others go on.
+
+        Raises TrainingError in the process that has run out of memory: all of them have to begin anew.
+        """
         return work()
 
     def agree(self, stop: bool, seconds: float) -> tuple[bool, float]:

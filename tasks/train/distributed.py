@@ -38,19 +38,20 @@ from tasks.stores.places import write_synced
 from tasks.stores.prepared import PreparedStore
 from tasks.train.cascade import ToldStore
 from tasks.train.folds import Share
-from tasks.train.joint import Joint
+from tasks.train.joint import BatchTooLargeError, Joint
 from tasks.train.learning import Job, learnt_already, taught
 from tasks.train.loop import Budget, Listener, Termination, TrainEvent
 from tasks.train.patches import Opener
 from tasks.train.transfer.course import Origin
 
 MAX_RESTARTS = 3
-_FOLDER, _JOB, _ORIGIN, _SAID, _FAILED, _LOG = (
+_FOLDER, _JOB, _ORIGIN, _SAID, _FAILED, _MOST, _LOG = (
     "joint",
     "job.json",
     "origin.safetensors",
     "said.json",
     "failed",
+    "most",
     "log.txt",
 )
 _ATTENDED = "--attended"
@@ -86,7 +87,7 @@ def learn_jointly(job: Job, processes: int, termination: Termination, on_event: 
         return
     folder = job.workspace / _FOLDER
     path = described(job, folder)
-    for left in (folder / _SAID, folder / _FAILED, *folder.glob("meeting-*")):
+    for left in (folder / _SAID, folder / _FAILED, folder / _MOST, *folder.glob("meeting-*")):
         left.unlink(missing_ok=True)
     with (folder / _LOG).open("wb") as log, termination.listening():
         process = subprocess.Popen(
@@ -289,10 +290,18 @@ def main(arguments: Sequence[str]) -> None:
     if _ATTENDED in arguments:
         threading.Thread(target=_follow, args=(termination,), daemon=True).start()
     meeting = path.parent if _ATTENDED in arguments else None
-    crew = Joint.assembled(choose_device(job.share.plan.train.device), meeting)
+    most = int(short.read_text()) if (short := path.with_name(_MOST)).exists() else None
+    crew = Joint.assembled(choose_device(job.share.plan.train.device), meeting, most)
     try:
         crew.check(job.share.plan.train.batch_size)
         _carry_out(job, crew, termination, _Saying(path.with_name(_SAID)))
+    except BatchTooLargeError as error:
+        # torchrun starts all of them again: from the newest checkpoint, with less.
+        if error.count > crew.size:
+            write_synced(path.with_name(_MOST), str(max(error.count // 2, crew.size)).encode())
+        else:
+            path.with_name(_FAILED).touch()
+        raise
     except NocturneError:
         # The same in all of them, and again if they were started again.
         path.with_name(_FAILED).touch()

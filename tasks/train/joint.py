@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,23 @@ from tasks.train.checkpoint import Checkpoint, packed
 from tasks.train.crew import Crew, Logits, Result
 
 _PATIENCE = timedelta(hours=12)  # while the first validates; a process that has died is noticed at once
+_Room = tuple[Tensor, list[Tensor], Tensor]
+
+
+class BatchTooLargeError(TrainingError):
+    """One of the processes has run out of memory where the others cannot follow: with a batch of `count`."""
+
+    def __init__(self, count: int) -> None:
+        self.count: Final = count
+        super().__init__(
+            "the memory of one of the processes does not suffice for its part of the batch",
+            where="train",
+            hint="choose a smaller batch_size or patch_size, or fewer processes on each device",
+            reason="batch-too-large",
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.count,)
 
 
 @dataclass(frozen=True)
@@ -33,8 +50,8 @@ class Joint(Crew):
     control: dist.ProcessGroup | None = None
 
     @classmethod
-    def assembled(cls, device: torch.device, folder: Path | None = None) -> Joint:
-        """Meet the others: gloo on CPUs, NCCL on GPUs, of which each takes its own.
+    def assembled(cls, device: torch.device, folder: Path | None = None, most: int | None = None) -> Joint:
+        """Meet the others: gloo on CPUs, NCCL on GPUs, of which each takes its own. `most`: see `Crew`.
 
         Where torchrun's environment says; or by a file in `folder`, where all are on this host. torch's own meeting
         point listens on every interface, and believes whoever speaks to it.
@@ -50,7 +67,7 @@ class Joint(Crew):
             store = dist.FileStore(str(folder / f"meeting-{round_}"), size)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         control = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        return cls(dist.get_rank(), dist.get_world_size(), control)
+        return cls(dist.get_rank(), dist.get_world_size(), most, control)
 
     def check(self, batch: int) -> None:
         """Raises RecipeError where there are more processes than elements in a batch."""
@@ -71,40 +88,47 @@ class Joint(Crew):
             network, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
         )
 
+    def meet_within(self, network: nn.Module) -> bool:
+        """As the base says: batch norms add up."""
+        return any(isinstance(module, JointBatchNorm) for module in network.modules())
+
     def whole(self, logits: Logits, count: int) -> Logits:
         """As the base says; of each resolution."""
-        if isinstance(logits, Tensor):
-            return self._gathered(logits, count)
-        return [self._gathered(head, count) for head in logits]
+        heads = [logits] if isinstance(logits, Tensor) else logits
+        # All have their room before any begins to wait for the others.
+        rooms = self.together(lambda: [self._room(head, count) for head in heads])
+        whole = [self._gathered(head, room) for head, room in zip(heads, rooms, strict=True)]
+        return whole[0] if isinstance(logits, Tensor) else whole
 
-    def _gathered(self, own: Tensor, count: int) -> Tensor:
-        most = -(-count // self.size)
-        sent = own.new_zeros((most, *own.shape[1:]))
+    def _room(self, own: Tensor, count: int) -> _Room:
+        """What is sent, what the processes sent, and all of it."""
+        sent = own.new_zeros((-(-count // self.size), *own.shape[1:]))
         sent[: len(own)] = own.detach()
+        return sent, [torch.empty_like(sent) for _ in range(self.size)], own.new_empty((count, *own.shape[1:]))
+
+    def _gathered(self, own: Tensor, room: _Room) -> Tensor:
+        sent, parts, gathered = room
         # As bytes: not every backend knows every type of number.
-        parts = [torch.empty_like(sent) for _ in range(self.size)]
         dist.all_gather([part.view(torch.uint8) for part in parts], sent.view(torch.uint8))
-        gathered = own.new_empty((count, *own.shape[1:]))
         for rank, part in enumerate(parts):
             place = gathered[rank :: self.size]
             place.copy_(part[: len(place)])
         gathered[self.rank :: self.size] = own
         return gathered
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, count: int) -> None:
         """The gradients are averaged over the processes, each of which has only those of its own elements."""
+        # The others are in the middle of adding up: they cannot halve their batch together.
+        self.for_good(lambda: (loss * self.size).backward(), count)
+
+    def for_good(self, work: Callable[[], Result], count: int) -> Result:
+        """As the base says. Raises BatchTooLargeError."""
         try:
-            (loss * self.size).backward()
+            return work()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            # The others are in the middle of adding up: they cannot halve their batch together.
-            raise TrainingError(
-                "the memory of one of the processes does not suffice for the gradients",
-                where="train",
-                hint="choose a smaller batch_size or patch_size, or fewer processes on each device",
-                reason="gradients-too-large",
-            ) from error
+            raise BatchTooLargeError(count) from error
 
     def drawing(self, seed: int, step: int) -> None:
         """From (seed, step, rank)."""

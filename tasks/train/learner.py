@@ -71,6 +71,7 @@ class Learner:
         self.position = Position(plan.train.batch_size)
         self.execution: Execution | None = None
         self._runner: nn.Module = self.network
+        self._meet_within = False
         self._learnt: list[Tensor] = []
         self._averaged: list[Tensor] = []
         self._held: list[tuple[Tensor, Tensor]] = []
@@ -112,6 +113,7 @@ class Learner:
         execution.lay_out(self.network)
         execution.lay_out(self.average)
         runner = self.crew.wrapped(self.network)
+        self._meet_within = self.crew.meet_within(self.network)
         self._runner = torch.compile(runner) if execution.compiled else runner  # type: ignore[assignment]
         # Walking through the modules anew in each step would take as long as some of the layers.
         self._learnt, self._averaged = list(self.network.parameters()), list(self.average.parameters())
@@ -125,15 +127,16 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         self.crew.drawing(self.plan.seed, position.step)
         logits, targets = self.crew.together(lambda: self._answered(batch))
-        loss = at(self.objective, progress)(self.crew.whole(logits, len(targets)), targets)
-        self.crew.backward(loss)
+        whole = self.crew.whole(logits, len(targets))
+        loss = self.crew.together(lambda: at(self.objective, progress)(whole, targets))
+        self.crew.backward(loss, len(targets))
         norm = nn.utils.clip_grad_norm_(self._learnt, train.clip)
         # Both at once: a GPU is waited for a single time.
         value, length = torch.stack((loss.detach().double(), norm.double())).tolist()
         position.step += 1
         if not math.isfinite(value) or not math.isfinite(length):
             return None
-        self.optimiser.step()
+        self.crew.for_good(self.optimiser.step, len(targets))
         self._follow()
         return float(value)
 
@@ -150,8 +153,10 @@ class Learner:
             clinical = None if clinical is None else mixing.rows(clinical)
         own = self.crew.own
         with autocast(self.device, self.execution.precision):
-            laid_out = self.execution.lay_out_images(own(images))
-            return self._runner(laid_out) if clinical is None else self._runner(laid_out, own(clinical)), targets
+            asked = (self.execution.lay_out_images(own(images)), *(() if clinical is None else (own(clinical),)))
+            if self._meet_within:
+                return self.crew.for_good(lambda: self._runner(*asked), len(images)), targets
+            return self._runner(*asked), targets
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images = batch.images.to(self.device, non_blocking=True).float()

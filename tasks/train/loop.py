@@ -121,6 +121,9 @@ def _take_up(learner: Learner, checkpoints: Checkpoints) -> None:
     if found is not None:
         learner.restore(found)
         learner.position.notes.append(f"resumed at step {found.step}")
+    most = crew.told(crew.most)
+    while most is not None and learner.position.batch_size > most and learner.halve():
+        _log.warning(learner.position.notes[-1])
     if damaged:
         note = f"{damaged} damaged checkpoint(s) passed over"
         learner.position.notes.append(note)
