@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
-    create_progress_artifact,
     create_table_artifact,
-    update_progress_artifact,
 )
 
 from flows.health import mlflow_page
@@ -25,6 +21,7 @@ from models.refs import AnalysisRef, DatasetRef, EvaluationRef, PlanRef
 from models.registration import Registered
 from models.settings import Settings
 from tasks.progress import stage
+from tasks.retries import patiently
 from tasks.stores.evaluations import report_files
 from tasks.stores.house import Stores
 from tasks.stores.tables import AnalysisRow, DatasetRecord, PackageRow, PlanRow
@@ -32,8 +29,6 @@ from tasks.stores.tables import AnalysisRow, DatasetRecord, PackageRow, PlanRow
 if TYPE_CHECKING:  # a night needs no DICOM networking
     from tasks.deliver.door import Delivered
     from tasks.receive.door import Opened
-
-_UPDATE_SECONDS = 5.0
 
 
 def show_pairs(key: str, title: str, rows: Iterable[tuple[str, Any]]) -> None:
@@ -46,6 +41,7 @@ def show_table(key: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     create_table_artifact(key=key, description=title, table=[dict(row) for row in rows] or [{"": "none"}])
 
 
+@patiently
 def show_dataset(stores: Stores, name: str, ref: DatasetRef) -> None:
     """Patients and cases of each split, and whether the recipe of that name has learnt from these very data before."""
     row = stores.catalog.get(DatasetRecord, ref.key)
@@ -61,6 +57,7 @@ def show_dataset(stores: Stores, name: str, ref: DatasetRef) -> None:
     show_table("dataset", f"{name}: {', '.join(row.classes)} ({ref.key[:12]}), {news}", rows)
 
 
+@patiently
 def show_plan(stores: Stores, ref: PlanRef) -> None:
     """What the recipe became, with the reasons."""
     row = stores.catalog.get(PlanRow, ref.key)
@@ -69,6 +66,7 @@ def show_plan(stores: Stores, ref: PlanRef) -> None:
         show_pairs("plan", f"The plan for {plan.recipe}", [*plan.rows(), *(("because", note) for note in plan.notes)])
 
 
+@patiently
 def show_evaluation(stores: Stores, ref: EvaluationRef, registered: Registered, report: Path) -> None:
     """The figures, the decision, a few of the report's pictures (inline: no file server is needed), and links."""
     evaluation = stores.evaluations.read(ref.key)
@@ -96,6 +94,7 @@ def show_evaluation(stores: Stores, ref: EvaluationRef, registered: Registered, 
     )
 
 
+@patiently
 def show_arrival(
     stores: Stores,
     study: Opened,
@@ -148,35 +147,3 @@ def figures(evaluation: Evaluation) -> list[dict[str, str]]:
         for summary in evaluation.metrics
         for low in (summary.interval.low,)
     ]
-
-
-class ProgressArtifacts:
-    """A `tasks.progress.Sink`: a progress artifact per stage, brought up to date every few seconds."""
-
-    def __init__(self) -> None:
-        self._stages: dict[int, tuple[UUID, float, float, float]] = {}
-        self._last = 0
-
-    def begin(self, name: str, total: float | None, unit: str) -> int:
-        """A progress artifact at zero."""
-        self._last += 1
-        made = create_progress_artifact(0.0, description=name)
-        if total and isinstance(made, UUID):
-            self._stages[self._last] = (made, total, 0.0, time.monotonic())
-        return self._last
-
-    def advance(self, handle: int, amount: float, note: str | None) -> None:
-        """Tell the server, unless it was told just now."""
-        if handle not in self._stages:
-            return
-        artifact, total, done, told = self._stages[handle]
-        done, now = done + amount, time.monotonic()
-        if now - told >= _UPDATE_SECONDS:
-            update_progress_artifact(artifact, progress=min(100.0, 100.0 * done / total))
-            told = now
-        self._stages[handle] = (artifact, total, done, told)
-
-    def end(self, handle: int, note: str | None) -> None:
-        """Full."""
-        if stage := self._stages.pop(handle, None):
-            update_progress_artifact(stage[0], progress=100.0)

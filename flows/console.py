@@ -6,7 +6,8 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,11 +15,13 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from models.errors import NocturneError
+from models.errors import NocturneError, ServiceUnavailableError, TransientError
 from tasks import progress
 
 out = Console()
 err = Console(stderr=True)
+
+_AGAIN: Final = "Then start the same command again: what was done is kept, and it goes on from where it stood."
 
 
 class Bars:
@@ -85,12 +88,34 @@ def told_errors() -> Iterator[None]:
     """Errors of the tree end the command with one readable block and exit code 1 (2: bad usage or settings)."""
     try:
         yield
-    except NocturneError as error:
-        lines = [f"[bold red]{escape(error.what)}[/]"]
-        lines += [f"where: {escape(error.where)}"] if error.where else []
-        lines += [f"what to do: {escape(error.hint)}"] if error.hint else []
-        err.print(Panel("\n".join(lines), title=error.reason, border_style="red", expand=False))
+    except Exception as error:
+        told = error if isinstance(error, NocturneError) else _server_away(error)
+        if told is None:
+            raise
+        lines = [f"[bold red]{escape(told.what)}[/]"]
+        lines += [f"where: {escape(told.where)}"] if told.where else []
+        lines += [f"what to do: {escape(told.hint)}"] if told.hint else []
+        lines += [_AGAIN] if isinstance(told, TransientError) else []
+        err.print(Panel("\n".join(lines), title=told.reason, border_style="red", expand=False))
         sys.exit(1)
+
+
+def _server_away(error: Exception) -> NocturneError | None:
+    """What Prefect's client raises once its own patience is out, as an error of ours."""
+    if "prefect" not in sys.modules:
+        return None
+    import httpx
+    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.settings import PREFECT_API_URL
+
+    answered = isinstance(error, PrefectHTTPStatusError) and error.response.status_code >= 500
+    unreached = isinstance(error, RuntimeError) and "Failed to reach API" in str(error)
+    if not (answered or unreached or isinstance(error, httpx.TransportError)):
+        return None
+    address = urlsplit(str(PREFECT_API_URL.value() or ""))
+    where = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
+    hint = "start it: `nocturne up`, or what runs it on your site"
+    return ServiceUnavailableError("the Prefect server does not answer", where=where or "embedded", hint=hint)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""What holds for a night as a whole: one training at a time, and one dataset however often the night is taken up."""
+"""What holds for a night as a whole: patience, one training at a time, one dataset however often it is taken up."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from prefect import Task
 from prefect.cache_policies import RUN_ID, TASK_SOURCE
 from prefect.concurrency.sync import concurrency
 from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,6 +20,17 @@ GPU: Final = "gpu"
 
 LEASE_SECONDS: Final = 60
 """A killed training frees the device after so long."""
+
+
+PATIENCE: Final = 9
+"""Requests to the server that fail are made so often again, with pauses that double: a quarter of an hour."""
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Wait for a server that is started anew: hours of work are worth it. Whoever polls for work must look sooner."""
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: max(PATIENCE, PREFECT_CLIENT_MAX_RETRIES.value())}):
+        yield
 
 
 @contextmanager

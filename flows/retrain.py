@@ -6,11 +6,12 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.approval import word_of_a_person
-from flows.artifacts import ProgressArtifacts, show_dataset, show_evaluation, show_plan
+from flows.artifacts import show_dataset, show_evaluation, show_plan
 from flows.environment import open_stores
 from flows.ingest import ingest
-from flows.night import for_this_night, one_training_at_a_time
+from flows.night import for_this_night, one_training_at_a_time, patient
 from flows.parts import THREADS
+from flows.progress import progress_artifacts
 from flows.synthetic import judged_without, with_made_images
 from flows.watching import watched
 from models.recipe import Recipe
@@ -20,12 +21,13 @@ from tasks.correct import door as correcting
 from tasks.evaluate import door as evaluating
 from tasks.ingest import door as ingesting
 from tasks.preprocess import door as preprocessing
-from tasks.progress import shown_on
 from tasks.register import door as registering
+from tasks.retries import patiently
 from tasks.train import door as training
 
 
 @flow(name="retrain", flow_run_name="retrain {recipe.name}", task_runner=THREADS)
+@patient()
 def retrain(
     recipe: Recipe, batch: BatchRef | None = None, approval: bool = False, approval_hours: float = 12.0
 ) -> Night:
@@ -34,7 +36,7 @@ def retrain(
     With `approval`, or where the recipe's policy wants it, a person is asked before a model is promoted; without an
     answer in time the champion stays.
     """
-    stores = open_stores()
+    stores = patiently(open_stores)()
     if batch is not None:
         ingest(batch, recipe.images)
     correcting.correct(stores)
@@ -48,7 +50,7 @@ def retrain(
     prepared = preprocessing.prepare(stores, recipe, plan)
     show_plan(stores, plan)
     others = tuple(registering.champion(stores, name) for name in recipe.infer.ensemble)
-    with one_training_at_a_time(), shown_on(ProgressArtifacts()):
+    with one_training_at_a_time(), progress_artifacts():
         package = training.train(stores, recipe, plan, prepared, followed, others)
 
     evaluation = evaluating.evaluate(stores, package, dataset)
