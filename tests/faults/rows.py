@@ -91,6 +91,11 @@ _ROWS = (
     ("compute/nan", "the loss is not finite", "the step is skipped; the run stops after ten, with the reason"),
     ("compute/too-large", "a recipe that cannot fit", "refused at planning"),
     ("deliver/pacs", "the PACS is down, refuses, times out, or answers after the time-out", "outbox; exactly one SEG"),
+    (
+        "soak/studies",
+        "2,000 studies from several senders; some broken, sent twice, or with late slices",
+        "received = delivered + quarantined + waiting; one result each; memory and open files flat",
+    ),
     ("models/pickle", "a checkpoint with a malicious pickle", "refused"),
     ("models/hash", "a package with a wrong hash", "refused; the old champion serves"),
     ("models/shapes", "ONNX or JSON that lies about shapes", "refused; the old champion serves"),
