@@ -78,6 +78,8 @@ def _told(
     rows = [row for ref in analyses if (row := stores.catalog.get(AnalysisRow, ref.key)) is not None]
     if all(row.outcome == "nothing-fits" for row in rows):
         return "nothing-fits", "; ".join(f"{row.name}: {row.detail}" for row in rows)
+    if not any(row.predictions for row in rows):
+        return "quarantined", "; ".join(f"{row.name}: {row.detail}" for row in rows)
     if late := [sent for sent in delivered if sent.state == "waiting"]:
         return "waiting", "; ".join(f"{sent.destination}: {sent.detail}" for sent in late)
     if refused := [sent for sent in delivered if sent.state == "refused"]:

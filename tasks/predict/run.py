@@ -132,7 +132,7 @@ def analyse(
         if study is None:
             raise NotFoundError("no such study version", where=version.key)
         begun = time.monotonic()
-        keys, detail = _analysed(stores, package, candidates)
+        keys, outcome, detail = _analysed(stores, package, candidates)
         stores.catalog.add(
             AnalysisRow(
                 analysis=ref.key,
@@ -143,7 +143,7 @@ def analyse(
                 model_version=model_version,
                 role=role,
                 predictions=list(keys),
-                outcome="predicted" if keys else "nothing-fits",
+                outcome=outcome,
                 detail=detail,
                 seconds=time.monotonic() - begun,
             )
@@ -196,15 +196,17 @@ def _result(stores: Stores, prediction: str) -> dict[str, Any]:
     return row.result
 
 
-def _analysed(stores: Stores, package: PackageRef, candidates: Sequence[VolumeRef]) -> tuple[tuple[str, ...], str]:
-    """The predictions' keys, and what there is to say of those that are lacking."""
+def _analysed(stores: Stores, package: PackageRef, candidates: Sequence[VolumeRef]) -> tuple[tuple[str, ...], str, str]:
+    """The predictions' keys, the outcome, and what there is to say of those that are lacking."""
     try:
         chosen = choose_volumes(stores, package, candidates)
     except NothingToDoError as error:
-        return (), error.what
+        return (), "nothing-fits", error.what
     predicted = predict_each(stores, package, chosen)
     told = "; ".join(sorted({error.what for _, error in predicted.refused}))
-    return predicted.keys, f"{len(predicted.refused)} of {len(chosen)} series set aside: {told}" if told else ""
+    detail = f"{len(predicted.refused)} of {len(chosen)} series set aside: {told}" if told else ""
+    outcome = "predicted" if predicted.keys else "set-aside" if detail else "nothing-fits"
+    return predicted.keys, outcome, detail
 
 
 def _predict(

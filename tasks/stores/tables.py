@@ -397,7 +397,7 @@ class AnalysisRow(Base):
     model_version: Mapped[str] = mapped_column(default="")  # as registered
     role: Mapped[str] = mapped_column(default="champion")  # champion, shadow
     predictions: Mapped[list[Any]] = mapped_column(default_factory=list)
-    outcome: Mapped[str] = mapped_column(default="predicted")  # predicted, nothing-fits
+    outcome: Mapped[str] = mapped_column(default="predicted")  # predicted, nothing-fits, set-aside
     detail: Mapped[str] = mapped_column(default="")
     seconds: Mapped[float] = mapped_column(default=0.0)
     created_at: Mapped[datetime] = mapped_column(default_factory=now, index=True)

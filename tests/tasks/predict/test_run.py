@@ -287,7 +287,7 @@ class TestAnalysing:
     def test_only_bad_series_say_why(self, stores: Stores) -> None:
         (package, _), version = reading(stores), a_study(stores)
         row = told(stores, self.run(stores, package, version, a_volume(stores, np.full((4, 8, 8), np.inf, np.float32))))
-        assert (row.outcome, row.predictions) == ("nothing-fits", [])
+        assert (row.outcome, row.predictions) == ("set-aside", [])
         assert "NaN or infinite" in row.detail
 
     def test_an_unknown_version(self, stores: Stores) -> None:
