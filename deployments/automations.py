@@ -34,6 +34,8 @@ State: {{ flow_run.state.name }}
 _MOVED: Final = """{{ event.payload.measure }} ({{ event.payload.kind }}): {{ event.payload.told }}
 Looked at: the last {{ event.payload.cases }} cases
 See: nocturne drift {{ event.payload.model }}"""
+_DAMAGED: Final = """{{ event.payload.told }}
+See: nocturne models show {{ event.payload.model }}"""
 _FULL: Final = """Free under the spool: {{ (event.payload.free_bytes / 1e9) | round(1) }} GB; \
 {{ (event.payload.wanted_bytes / 1e9) | round(1) }} GB must stay free (listener.free_bytes).
 No association is accepted until then: senders keep what they have. Free space, or move `spool` to a larger disk."""
@@ -66,6 +68,7 @@ def _wanted(settings: Settings, deployments: Mapping[str, UUID], asking: Collect
     for channel, block in channels(settings.notify):
         yield _failed(channel, block, list(deployments.values()))
         yield _drifted(channel, block)
+        yield _damaged(channel, block)
         yield _full(channel, block)
 
 
@@ -136,6 +139,11 @@ def _drifted(channel: str, block: UUID) -> AutomationCore:
     return _told_of(
         alerts.EVENT, f"{alerts.RESOURCE}*", "a model's data have moved", channel, _notify(block, about, _MOVED)
     )
+
+
+def _damaged(channel: str, block: UUID) -> AutomationCore:
+    action = _notify(block, "{{ event.payload.model }}: {{ event.payload.measure }} are damaged", _DAMAGED)
+    return _told_of(alerts.DAMAGED, f"{alerts.RESOURCE}*", "a model's files are damaged", channel, action)
 
 
 def _full(channel: str, block: UUID) -> AutomationCore:

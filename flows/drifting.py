@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.watching import Shift, Suggestion, Watched
+from tasks.stores.alerts import FILES
 from tasks.stores.tables import AlertRow
 
 DRIFT_COLUMNS = ("model", "what", "", "measure", "test", "value", "alert", "cases", "told")
@@ -28,6 +29,11 @@ def drift(watched: Sequence[Watched]) -> list[tuple[Any, ...]]:
 def alerts(rows: Sequence[AlertRow]) -> list[tuple[Any, ...]]:
     """Open alerts."""
     return [(r.name, r.kind, r.measure, r.told, f"{r.created_at.astimezone():%Y-%m-%d %H:%M}") for r in rows]
+
+
+def damage(rows: Sequence[AlertRow]) -> list[str]:
+    """What of a model's files is damaged, and what happens instead."""
+    return [f"{row.name} {row.told}" for row in rows if row.kind == FILES]
 
 
 def alerts_told(rows: Sequence[AlertRow]) -> str:

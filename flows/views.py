@@ -20,6 +20,7 @@ from tasks.stores.tables import (
     EvaluationRow,
     LabelRow,
     OutboxRow,
+    PackageRow,
     PredictionRow,
     QuarantineRow,
     SeriesRow,
@@ -37,7 +38,7 @@ _LATE_MINUTES = 10
 HEALTH_COLUMNS = ("process", "state", "")
 STUCK_COLUMNS = ("study", "what", "why", "since")
 QUARANTINE_COLUMNS = ("reason", "what", "study", "modality", "instances", "since")
-PREDICTION_COLUMNS = ("study", "class", "found", "volume mL", "confidence")
+PREDICTION_COLUMNS = ("study", "class", "found", "volume mL", "confidence", "version")
 
 
 def overview(stores: Stores) -> list[tuple[str, Any]]:
@@ -163,6 +164,7 @@ def predictions_told(stores: Stores, keys: Sequence[str]) -> list[tuple[Any, ...
     for key in keys:
         row = stores.catalog.get(PredictionRow, key)
         volume = stores.catalog.get(VolumeRow, row.volume) if row else None
+        package = stores.catalog.get(PackageRow, row.package) if row else None
         for finding in row.result["findings"] if row else ():
             size = "" if finding["volume_ml"] is None else f"{finding['volume_ml']:.1f}"
             place = _short(volume.study) if volume else ""
@@ -173,6 +175,7 @@ def predictions_told(stores: Stores, keys: Sequence[str]) -> list[tuple[Any, ...
                     "yes" if finding["called"] else "no",
                     size,
                     f"{finding['confidence']:.3f}",
+                    (package.version if package else None) or "",
                 )
             )
     return told

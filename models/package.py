@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import PackageError
-from models.plan import Plan
+from models.plan import NetworkPlan, Plan
 from models.recipe import Recipe
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -15,6 +17,12 @@ PACKAGE_FILE = "package.json"
 CARD_FILE = "card.md"
 TRANSFER_FILE = "transfer.json"
 """Beside the weights of a model that did not start from scratch: what became of each layer."""
+
+_LONGEST_SIDE = 8192  # voxels of a patch, a tile or a whole image along one axis
+_MOST_VOXELS = 2**31
+_MOST_LEVELS = 16
+_MOST_CHANNELS = 2**16
+_MOST_KERNEL = 64
 
 
 class _Part(BaseModel):
@@ -104,6 +112,14 @@ class ModelPackage(_Part):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _claims_what_can_be(self) -> Self:
+        """What a description asks for is made before anything shows that it lies: its sizes are bounded here."""
+        for plan in self.plans.values():
+            for wrong in _impossible(plan):
+                raise ValueError(f"plan: {wrong}")
+        return self
+
     @property
     def answering(self) -> tuple[Member, ...]:
         """The members whose probabilities count, without those that only tell others."""
@@ -116,13 +132,48 @@ class ModelPackage(_Part):
         return {f"{member.name}.": member.plan or self.plan for member in self.members} or {"": self.plan}
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str | bytes) -> Self:
         """Read `package.json`. Raises PackageError."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
+            first = error.errors(include_input=False, include_context=False)[0]
+            told = ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
             raise PackageError(
-                f"package.json is not a model package: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+                f"{PACKAGE_FILE} is not a model package: {told}",
                 hint="the package may come from another version; register it again or roll back",
             ) from None
+
+
+def _impossible(plan: Plan) -> Iterator[str]:
+    """What of a plan no network could be, and what its parts say of each other that is not so."""
+    network = plan.network
+    sizes = {"train.patch_size": plan.train.patch_size, "infer.tile": plan.infer.tile}
+    sizes |= {"prepare.size": plan.prepare.size or (1, 1, 1), "network.size": network.size or (1, 1, 1)}
+    for name, size in sizes.items():
+        if not all(1 <= n <= _LONGEST_SIDE for n in size) or math.prod(size) > _MOST_VOXELS:
+            yield f"{name} is {' x '.join(map(str, size))} voxels"
+    if not all(math.isfinite(mm) and mm > 0 for mm in plan.prepare.spacing or ()):
+        yield "prepare.spacing is no length"
+    if not 0 <= plan.infer.overlap < 1:
+        yield f"infer.overlap is {plan.infer.overlap}"
+    yield from _unbuildable(network)
+    if len({*plan.classes}) != len(plan.classes) or not plan.classes:
+        yield "classes are none, or one of them is there twice"
+    # A background beside them, where each voxel is of one class; a generator's outputs are images.
+    outputs = len(plan.classes) + (plan.segments and not plan.regions)
+    if plan.kind != "synthesis" and network.out_channels != outputs:
+        yield f"the network has {network.out_channels} outputs for {len(plan.classes)} classes"
+
+
+def _unbuildable(network: NetworkPlan) -> Iterator[str]:
+    counts = {"in_channels": network.in_channels, "out_channels": network.out_channels, "latent": network.latent}
+    for name, count in [*counts.items(), *(("features", count) for count in network.features)]:
+        if not 1 <= count <= _MOST_CHANNELS:
+            yield f"network.{name} is {count}"
+    if max(len(network.features), len(network.strides), len(network.kernels)) > _MOST_LEVELS:
+        yield f"the network has more than {_MOST_LEVELS} levels"
+    if not all(1 <= n <= _MOST_KERNEL for step in (*network.strides, *network.kernels) for n in step):
+        yield "network.strides or network.kernels are out of bounds"
+    if not 0 <= network.variables <= _MOST_CHANNELS or not 0 <= network.told <= _MOST_CHANNELS:
+        yield "network.variables or network.told are out of bounds"

@@ -68,10 +68,10 @@ class EventRelay:
 
     def _event(self, message: Message) -> dict[str, Any]:
         if "alert" in message.payload:
-            return self._drifted(message)
+            return self._alert(message)
         return _full(message) if "spool" in message.payload else self._arrived(message)
 
-    def _drifted(self, message: Message) -> dict[str, Any]:
+    def _alert(self, message: Message) -> dict[str, Any]:
         key = str(message.payload["alert"])
         alert = self._catalog.get(AlertRow, key)
         if alert is None:
@@ -82,7 +82,7 @@ class EventRelay:
         return {
             "id": str(event_id(key)),
             "occurred": alert.created_at.astimezone(UTC).isoformat(),
-            "event": alerts.EVENT,
+            "event": alerts.DAMAGED if alert.kind == alerts.FILES else alerts.EVENT,
             "resource": {
                 "prefect.resource.id": alerts.RESOURCE + alert.name,
                 "prefect.resource.name": f"model {alert.name}",

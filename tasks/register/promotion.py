@@ -123,7 +123,7 @@ def promote(registry: Registry, catalog: Catalog, name: str, version: str, *, wh
     _asked(who, reason)
     with _settled(registry, catalog, name):
         target, current = registry.version(name, version), registry.champion(name)
-        if current and current.version == target.version and (last := _last_move(catalog, name)):
+        if current and current.version == target.version and (last := last_move(catalog, name)):
             return last
         if not target.package:
             raise PackageError("this version was not made by Nocturne and cannot serve", where=f"{name} {version}")
@@ -141,7 +141,7 @@ def rollback(
     """
     _asked(who, reason)
     with _settled(registry, catalog, name):
-        current, last = registry.champion(name), _last_move(catalog, name)
+        current, last = registry.champion(name), last_move(catalog, name)
         if leaving is not None and (current is None or current.version != leaving):
             if last is not None and last.action == ROLLED_BACK and last.before == leaving:
                 return last
@@ -158,6 +158,21 @@ def rollback(
             )
         target = registry.version(name, line[-2])
         return _carried_out(registry, catalog, ROLLED_BACK, target, current, who=who, reason=reason)
+
+
+def earlier(registry: Registry, catalog: Catalog, name: str) -> Iterator[RegisteredVersion]:
+    """The champions before the one that serves, the last one first: what rolling back once and again would lead to.
+
+    Raises NotFoundError for an unknown model, and where one of them is no longer in MLflow.
+    """
+    for version in reversed(_line_of_champions(history(registry, catalog, name))[:-1]):
+        yield registry.version(name, version)
+
+
+def last_move(catalog: Catalog, name: str) -> DecisionRow | None:
+    """The row of the audit trail that the champion alias follows; None for a model without one."""
+    with catalog.reading() as session:
+        return session.scalars(_moves(name).limit(1)).first()
 
 
 def history(registry: Registry, catalog: Catalog, name: str) -> tuple[DecisionRow, ...]:
@@ -284,7 +299,7 @@ def _apply(registry: Registry, row: DecisionRow) -> None:
 
 def _heal(registry: Registry, catalog: Catalog, name: str) -> None:
     """Bring alias and trail together again after a crash, or after somebody moved the alias in MLflow."""
-    current, last = registry.champion(name), _last_move(catalog, name)
+    current, last = registry.champion(name), last_move(catalog, name)
     gone = last is not None and _left_by(last) is not None and not _still_there(registry, last)
     if last is not None and not gone and registry.applied_decision(name) != last.number:
         _apply(registry, last)
@@ -349,11 +364,6 @@ def _line_of_champions(rows: Sequence[DecisionRow]) -> list[str]:
 
 def _trail(catalog: Catalog, name: str) -> Sequence[DecisionRow]:
     return catalog.find(DecisionRow, DecisionRow.name == name, order_by=DecisionRow.number)
-
-
-def _last_move(catalog: Catalog, name: str) -> DecisionRow | None:
-    with catalog.reading() as session:
-        return session.scalars(_moves(name).limit(1)).first()
 
 
 def _moves(name: str) -> Select[tuple[DecisionRow]]:

@@ -8,9 +8,10 @@ from models.evaluation import Comparison
 from models.recipe import Promote, Recipe
 from models.refs import DatasetRef, EvaluationRef, PackageRef
 from models.registration import Registered, Serving
-from tasks.register import promotion
+from tasks.register import promotion, sound
 from tasks.register.card import gather, markdown
 from tasks.register.rules import check_policy
+from tasks.stores import proof
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_description
 from tasks.stores.registry import RegisteredVersion
@@ -18,13 +19,19 @@ from tasks.stores.registry import RegisteredVersion
 
 def champion(stores: Stores, name: str) -> PackageRef | None:
     """The package that serves, if any."""
-    version = promotion.serving(stores.registry, stores.catalog, name)
+    version = sound.sound_champion(stores, name)
     return PackageRef.to(version.package) if version and version.package else None
 
 
 def resolve(stores: Stores, name: str, which: str) -> PackageRef:
-    """The package of a version's number, or of the champion or challenger. Raises NotFoundError."""
-    return PackageRef.to(_resolved(stores, name, which).package)
+    """The package of a version's number, or of the champion or challenger, proven to be what was registered.
+
+    Of the champion, the one before it where it is damaged. Raises NotFoundError, IntegrityError, PackageError.
+    """
+    version = _resolved(stores, name, which)
+    if damage := sound.damage_of(stores, version):
+        raise damage
+    return PackageRef.to(version.package)
 
 
 def resolve_version(stores: Stores, name: str, which: str) -> str:
@@ -35,7 +42,7 @@ def resolve_version(stores: Stores, name: str, which: str) -> str:
 def _resolved(stores: Stores, name: str, which: str) -> RegisteredVersion:
     version: RegisteredVersion | None
     if which == "champion":
-        version = promotion.serving(stores.registry, stores.catalog, name)
+        version = sound.sound_champion(stores, name)
     elif which == "challenger":
         version = stores.registry.challenger(name)
     else:
@@ -64,8 +71,8 @@ def serving(stores: Stores, names: tuple[str, ...], *, shadow: bool) -> tuple[Se
         )
     champions, shadows = [], []
     for name in names or known:
-        version = promotion.serving(stores.registry, stores.catalog, name)
-        challenger = stores.registry.challenger(name) if shadow else None
+        version = sound.sound_champion(stores, name)
+        challenger = _sound_challenger(stores, name) if shadow else None
         if not names and any(v and _makes_images(stores, v.package) for v in (version, challenger)):
             continue  # it says nothing of a study
         if version and version.package:
@@ -74,6 +81,17 @@ def serving(stores: Stores, names: tuple[str, ...], *, shadow: bool) -> tuple[Se
             package = PackageRef.to(challenger.package)
             shadows.append(Serving(name=name, version=challenger.version, package=package, role="shadow"))
     return (*champions, *shadows)
+
+
+def _sound_challenger(stores: Stores, name: str) -> RegisteredVersion | None:
+    """One that is damaged does not run: the champion does not wait for it."""
+    challenger = stores.registry.challenger(name)
+    if challenger is None or not challenger.package:
+        return None
+    if damage := sound.damage_of(stores, challenger):
+        sound.tell_damage(stores, challenger, damage, "the challenger does not run beside the champion")
+        return None
+    return challenger
 
 
 def _makes_images(stores: Stores, package: str) -> bool:
@@ -93,6 +111,7 @@ def register(
 
     `policy` is the recipe's of today; without it, the one that the package was trained under.
     """
+    proof.seal(stores, package)
     folder = stores.packages.local(package.key)
     described, judged = read_description(folder), stores.evaluations.read(evaluation.key)
     dataset = stores.datasets.read(described.dataset)

@@ -1,4 +1,5 @@
-"""What has moved since a model began to serve: told once, open until it has moved back.
+"""What has moved since a model began to serve: told once, open until it has moved back. And what of a model's files is
+damaged: open until it is whole and serves, or another version is promoted.
 
 An alert and the event that tells of it are written in one transaction; the relay posts it until it is acknowledged.
 """
@@ -6,6 +7,7 @@ An alert and the event that tells of it are written in one transaction; the rela
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy import select, update
@@ -18,6 +20,9 @@ from tasks.stores.outbox import Outbox
 from tasks.stores.tables import AlertRow, now
 
 EVENT: Final = "nocturne.model.drifted"
+DAMAGED: Final = "nocturne.model.damaged"
+FILES: Final = "files"
+"""Kind of the alerts on a package that is not what was registered."""
 RESOURCE: Final = "nocturne.model."
 
 
@@ -35,7 +40,9 @@ def settle(catalog: Catalog, watched: Watched, first: str) -> tuple[str, ...]:
     """
     with catalog.alone("alerts"), catalog.transaction() as session:
         there = session.scalars(
-            select(AlertRow).where(AlertRow.name == watched.name, AlertRow.resolved_at.is_(None))
+            select(AlertRow).where(
+                AlertRow.name == watched.name, AlertRow.resolved_at.is_(None), AlertRow.kind != FILES
+            )
         ).all()
         moved = _moved(watched.shifts)
         measured = {shift.measure for shift in watched.shifts}
@@ -45,6 +52,45 @@ def settle(catalog: Catalog, watched: Watched, first: str) -> tuple[str, ...]:
         known = {row.measure for row in there}
         new = [shift for measure, shift in moved.items() if measure not in known]
         return tuple(key for shift in new if (key := _opened(catalog, session, watched, shift, first)))
+
+
+def tell_damage(
+    catalog: Catalog, name: str, package: str, version: str, told: str, *, since: int, mended: bool = False
+) -> None:
+    """Raise an alert on a version's files, with its event, once a day; one that is `mended` is told and not open.
+
+    `since` is the number of the audit trail's last move: what is damaged again after another promotion is told again.
+    """
+    key = content_key("alert", package, FILES, told, since, f"{now():%Y-%m-%d}")
+    row = AlertRow(
+        alert=key,
+        name=name,
+        package=package,
+        kind=FILES,
+        measure=f"files of version {version}",
+        how="digest",
+        value=0.0,
+        threshold=1.0,
+        cases=0,
+        told=told,
+        resolved_at=now() if mended else None,
+    )
+    with catalog.alone("alerts"), catalog.transaction() as session:
+        if catalog.insert(session, row):
+            Outbox(catalog).put(session, "event", f"damaged-{key}", {"alert": key})
+
+
+def settle_damage(catalog: Catalog, name: str, whole: str, promoted: datetime | None) -> None:
+    """Alerts on files are over where the package is `whole` again, and those from before the last promotion."""
+    over = AlertRow.package == whole
+    catalog.change(
+        AlertRow,
+        AlertRow.name == name,
+        AlertRow.kind == FILES,
+        AlertRow.resolved_at.is_(None),
+        over if promoted is None else over | (AlertRow.created_at <= promoted),
+        resolved_at=now(),
+    )
 
 
 def alert_key(package: str, measure: str, first: str) -> str:

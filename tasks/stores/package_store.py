@@ -32,3 +32,12 @@ class PackageStore:
     def local(self, key: str) -> Path:
         """A local folder with the package. Raises NotFoundError."""
         return self.place.local(key)
+
+    def replace(self, staged: Path, key: str) -> None:
+        """Make the staged package visible in place of a damaged one, which goes."""
+        self.place.remove(key)
+        self.place.publish(staged, key)
+
+    def fetch_anew(self, key: str) -> bool:
+        """Drop a copy on this machine of what lies elsewhere; False where the package itself lies here."""
+        return self.place.forget(key)

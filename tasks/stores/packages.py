@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK = 1 << 20
+_LONGEST_DESCRIPTION = 64 << 20
+_BACK = "restore the package from a backup, or roll back to another version"
 
 
 def read_description(folder: Path) -> ModelPackage:
@@ -25,7 +27,9 @@ def read_description(folder: Path) -> ModelPackage:
     path = folder / PACKAGE_FILE
     if not path.is_file():
         raise PackageError(f"{PACKAGE_FILE} is missing", where=folder.name, hint="this folder is not a model package")
-    return ModelPackage.parse(path.read_text(encoding="utf-8"))
+    if path.stat().st_size > _LONGEST_DESCRIPTION:
+        raise PackageError(f"{PACKAGE_FILE} is too long to be one", where=folder.name, hint=_BACK)
+    return ModelPackage.parse(path.read_bytes())
 
 
 def read_package(folder: Path) -> tuple[ModelPackage, dict[str, Tensor]]:
@@ -46,7 +50,7 @@ def read_package(folder: Path) -> tuple[ModelPackage, dict[str, Tensor]]:
         raise IntegrityError(
             f"{WEIGHTS_FILE} is not what was trained: its SHA-256 differs from {PACKAGE_FILE}'s",
             where=package.key,
-            hint="restore the package from a backup, or roll back to another version",
+            hint=_BACK,
         )
     try:
         weights = load_file(path)
@@ -71,6 +75,9 @@ def check_weights(package: ModelPackage, weights: Mapping[str, Tensor]) -> None:
             }
     except RecipeError as error:
         raise PackageError(error.what, where=package.key, hint=error.hint) from None
+    except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        # Builders take a plan that was made for them; this one was not.
+        raise PackageError(f"its network cannot be built ({type(error).__name__})", where=package.key) from None
     found = {name: tuple(t.shape) for name, t in weights.items()}
     if found == expected:
         return

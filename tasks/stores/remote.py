@@ -115,6 +115,12 @@ class RemotePlace(Place):
                 self._fs.rm_file(path + _SUFFIX)  # first: half a thing must not be seen
             self._remove_tree(path)
 
+    def forget(self, key: str) -> bool:
+        cached = self._cached(key)
+        there = cached.is_dir()
+        shutil.rmtree(cached, ignore_errors=True)
+        return there
+
     def _remove_tree(self, path: str) -> None:
         if found := self._fs.find(path):
             self._fs.rm(list(found))
