@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from models.card import CARD_DOCUMENT
 from models.errors import (
@@ -59,6 +61,7 @@ _QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # 7 by default, four minutes: the task's own retries come on top
 }
+_log = logging.getLogger(__name__)
 _opening = threading.Lock()
 _registering = threading.Lock()
 
@@ -241,7 +244,7 @@ class Registry:
         try:
             yield
         except Exception as error:
-            told = _translated(error, where, remote=self._remote)
+            told = _translated(error, where, server=_shown(self.uri) if self._remote else "")
             if told is None:
                 raise
             raise told from error
@@ -260,8 +263,23 @@ class Registry:
 
     def _of_package(self, name: str, key: str) -> RegisteredVersion | None:
         query = f"name = '{name}' and tag.`{_PACKAGE_TAG}` = '{key}'"
-        found = _all_pages(self._client.search_model_versions, filter_string=query)
-        return self.version(name, str(min(int(v.version) for v in found))) if found else None
+        numbers = sorted(int(v.version) for v in _all_pages(self._client.search_model_versions, filter_string=query))
+        if len(numbers) > 1:
+            self._discard_versions(name, numbers[1:])
+        return self.version(name, str(numbers[0])) if numbers else None
+
+    def _discard_versions(self, name: str, numbers: Sequence[int]) -> None:
+        """Made by somebody at the same moment, or because an answer was lost: the lowest number stays."""
+        from mlflow import MlflowException
+
+        called = {int(number) for number in self._client.get_registered_model(name).aliases.values()}
+        for number in numbers:
+            try:
+                if number not in called:
+                    self._client.delete_model_version(name, str(number))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
 
     def _told(self, version: ModelVersion, aliases: Mapping[str, Any], run: Run | None) -> RegisteredVersion:
         return RegisteredVersion(
@@ -278,12 +296,31 @@ class Registry:
     def _run_for(self, package: ModelPackage, tags: Mapping[str, str]) -> Run:
         """The package's run: a new one, or the one that a killed process began."""
         experiment = self._experiment(package.recipe.name)
-        begun = self._client.search_runs([experiment], f"tags.`{_PACKAGE_TAG}` = '{package.key}'", max_results=1)
-        if begun:
-            return begun[0]
-        return self._client.create_run(
-            experiment, run_name=f"{package.recipe.name} {package.key[:8]}", tags={**_lineage(package), **tags}
+        begun = self._runs_of(experiment, package.key)
+        if not begun:
+            name = f"{package.recipe.name} {package.key[:8]}"
+            made = self._client.create_run(experiment, run_name=name, tags={**_lineage(package), **tags})
+            begun = self._runs_of(experiment, package.key) or [made]
+        # Where the answer to a request is lost, MLflow's client asks again, and a second run is made.
+        for twin in begun[1:]:
+            if not twin.data.params:
+                self._discard(twin.info.run_id)
+        return begun[0]
+
+    def _runs_of(self, experiment: str, key: str) -> list[Run]:
+        """The package's runs: first what something was written to, then the oldest."""
+        found = _all_pages(
+            self._client.search_runs, experiment_ids=[experiment], filter_string=f"tags.`{_PACKAGE_TAG}` = '{key}'"
         )
+        return sorted(found, key=lambda run: (not run.data.params, run.info.start_time, run.info.run_id))
+
+    def _discard(self, run_id: str) -> None:
+        from mlflow import MlflowException
+
+        try:
+            self._client.delete_run(run_id)
+        except MlflowException as error:  # it went already, or stays: nothing refers to it
+            _log.info("run %s was not discarded: %s", run_id, error)
 
     def _experiment(self, name: str) -> str:
         from mlflow import MlflowException
@@ -334,6 +371,8 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        # Before the version: once that is there, nobody comes back to this run.
+        self._client.set_terminated(run_id)
         made = self._client.create_model_version(
             name,
             f"runs:/{run_id}/{_FOLDER}",
@@ -341,13 +380,7 @@ class Registry:
             tags=_lineage(package),
             description=_shortened(card, _LONGEST_DESCRIPTION) or None,
         )
-        self._client.set_terminated(run_id)
-        first = self._of_package(name, package.key)
-        if first is None or first.version == str(made.version):
-            return self.version(name, str(made.version))
-        # Somebody registered the same package at the same moment: the lower number stays.
-        self._client.delete_model_version(name, made.version)
-        return first
+        return self._of_package(name, package.key) or self.version(name, str(made.version))
 
 
 def flat_params(package: ModelPackage) -> dict[str, str]:
@@ -470,8 +503,8 @@ def _sqlite_file(uri: str) -> Path | None:
     return Path(path) if path != uri and path and path != ":memory:" else None
 
 
-def _translated(error: Exception, where: str, *, remote: bool) -> Exception | None:
-    """The error in our tree, or None where it is none of MLflow's or the network's."""
+def _translated(error: Exception, where: str, *, server: str) -> Exception | None:
+    """The error in our tree, or None where it is none of MLflow's or the network's. `server` is its address, if any."""
     from mlflow import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import OperationalError
@@ -480,7 +513,7 @@ def _translated(error: Exception, where: str, *, remote: bool) -> Exception | No
     if isinstance(error, NocturneError):
         return None
     if isinstance(error, (ConnectionError, TimeoutError, RequestException)):
-        return ServiceUnavailableError("MLflow or its artifact store does not answer", where=where)
+        return _unreached("MLflow or its artifact store does not answer", where, server)
     if isinstance(error, (OperationalError, PoolTimeout)):
         return _away(str(error), where)
     if not isinstance(error, MlflowException):
@@ -504,9 +537,20 @@ def _translated(error: Exception, where: str, *, remote: bool) -> Exception | No
         return _away(told, where)
     if "UNIQUE constraint" in told or "duplicate key" in told or "Duplicate entry" in told:
         return StoreBusyError("another process has just registered the same thing", where=where)
-    if remote and error.get_http_status_code() >= 500:
-        return ServiceUnavailableError("MLflow's server does not answer", where=where)
+    if server and error.get_http_status_code() >= 500:
+        return _unreached("MLflow's server does not answer", where, server)
     return None
+
+
+def _unreached(what: str, where: str, server: str) -> Exception:
+    hint = "look at `nocturne status`, and at the log of MLflow's server" if server else None
+    return ServiceUnavailableError(what, where=f"{server} ({where})" if server else where, hint=hint)
+
+
+def _shown(uri: str) -> str:
+    """Without a password."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def _away(told: str, where: str) -> Exception:
