@@ -7,12 +7,14 @@ machine has to be, unless the settings say that its network is trusted.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 import dask
@@ -67,7 +69,10 @@ def compute_client(
 
 @contextmanager
 def given_up_when_alone(client: Client, futures: Sequence[Future]) -> Iterator[None]:
-    """Cancels the futures once no worker has been there for `LONELY_SECONDS`: a scheduler would wait for ever."""
+    """Cancels the futures once no worker has been at work for `LONELY_SECONDS`: a scheduler would wait for ever.
+
+    A worker whose memory is almost full takes nothing up; one that does nothing either will not recover.
+    """
     over = threading.Event()
 
     def watch() -> None:
@@ -91,9 +96,24 @@ def given_up_when_alone(client: Client, futures: Sequence[Future]) -> Iterator[N
 
 def _has_workers(client: Client) -> bool:
     try:
-        return bool(client.scheduler_info(n_workers=1)["workers"])
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        return any(w["status"] == "running" or _counts(w).get("executing") for w in workers)
     except (OSError, TimeoutError):
         return False
+
+
+def roomiest_workers(client: Client) -> tuple[str, ...]:
+    """Addresses of those with the most memory; none where all have the same."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    limits = {address: worker.get("memory_limit") or math.inf for address, worker in workers.items()}
+    most = max(limits.values(), default=0)
+    return tuple(a for a, limit in limits.items() if limit == most) if len(set(limits.values())) > 1 else ()
+
+
+def _counts(worker: Mapping[str, Any]) -> Mapping[str, int]:
+    """Of its tasks by their state; none before its first sign of life."""
+    counts: Mapping[str, int] = worker.get("metrics", {}).get("task_counts", {})
+    return counts
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -297,11 +297,38 @@ def _here(work: Callable[[Case], T | NocturneError], cases: Sequence[Case]) -> I
 def _on_dask(
     client: Client, work: Callable[[Case], T | NocturneError], cases: Sequence[Case], name: str
 ) -> Iterable[tuple[Case, T | NocturneError]]:
+    from distributed import KilledWorker
+
+    from tasks.preprocess.cluster import roomiest_workers
+
+    suspects = []
+    for case, result in _side_by_side(client, work, cases, name):
+        if isinstance(result, WorkerLostError) and isinstance(result.__cause__, KilledWorker):
+            suspects.append((case, result))
+        else:
+            yield case, result
+    # What waited or ran beside a case that ends its worker is lost with it. Alone, each answers for itself.
+    for case, result in suspects:
+        roomiest = roomiest_workers(client)
+        if len(cases) > 1 or roomiest:
+            yield from _side_by_side(client, work, [case], name, roomiest)
+        else:
+            yield case, result
+
+
+def _side_by_side(
+    client: Client,
+    work: Callable[[Case], T | NocturneError],
+    cases: Sequence[Case],
+    name: str,
+    preferred: Sequence[str] = (),
+) -> Iterable[tuple[Case, T | NocturneError]]:
     from distributed import as_completed
 
     from tasks.preprocess.cluster import given_up_when_alone
 
-    futures = client.map(partial(_on_worker, work), cases, retries=RETRIES, pure=False, key=name)
+    where: dict[str, Any] = {"workers": list(preferred), "allow_other_workers": True} if preferred else {}
+    futures = client.map(partial(_on_worker, work), cases, retries=RETRIES, pure=False, key=name, **where)
     case_of = dict(zip((f.key for f in futures), cases, strict=True))
     try:
         with given_up_when_alone(client, futures):
@@ -332,7 +359,8 @@ def _result(future: Future[T | NocturneError], case: Case) -> T | NocturneError:
         lost = WorkerLostError(
             "the worker died each time it took up this case, or none was left",
             where=case.volume,
-            hint="it may need more memory than the worker has",
+            hint="it may need more memory than a worker has: give them more (`dask worker --memory-limit`, or fewer "
+            "`workers` on this machine), or write a coarser preprocess.spacing",
         )
         lost.__cause__ = error
         return lost
