@@ -39,8 +39,10 @@ from tasks.ingest.values import (
     copied,
     decoded,
     dummy,
+    held,
     is_code,
     is_number,
+    plain,
     strings,
 )
 
@@ -101,14 +103,14 @@ def patient_of(dataset: Dataset) -> str:
     Raises HeaderError without any of them.
     """
     for name in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
-        if plain := str(dataset.get(name) or "").strip(PADDING):
-            return plain
+        if told := plain(dataset, name):
+            return told
     raise HeaderError("no Patient ID, nor any UID of a study or series", reason="no-patient-id")
 
 
 def _names(dataset: Dataset) -> frozenset[str]:
     """The words by which this instance names people, in lower case: they go from text that else would stay."""
-    told = " ".join(str(dataset.get(name) or "") for name in _NAMES)
+    told = " ".join(plain(dataset, name) for name in _NAMES)
     return frozenset(word for word in _WORD.findall(told.lower()) if len(word) >= _SHORTEST_NAME)
 
 
@@ -125,13 +127,13 @@ class Deidentifier:
 
     def check_burned_in(self, dataset: Dataset) -> None:
         """Raise PrivacyError where the pixels show an identity, or may and nobody has said that they do not."""
-        said = str(dataset.get("BurnedInAnnotation") or "").strip(PADDING).upper()
+        said = plain(dataset, "BurnedInAnnotation").upper()
         if said == "YES":
             raise PrivacyError("Burned In Annotation is YES", reason="burned-in-annotation")
         if said == "NO":
             return
-        sop_class = str(dataset.get("SOPClassUID") or "").strip(PADDING)
-        kinds = {str(dataset.get("Modality") or "").strip(PADDING).upper()}
+        sop_class = plain(dataset, "SOPClassUID")
+        kinds = {plain(dataset, "Modality").upper()}
         if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(f"{_SECONDARY_CAPTURE}."):
             kinds.add("SC")
         if unsure := sorted((kinds & UNSURE_WITHOUT_BURNED_IN) - self.allow_without_burned_in):
@@ -151,7 +153,7 @@ class Deidentifier:
         subject = patient_of(dataset)
         patient = _Patient(
             days=self.pseudonymizer.date_shift_days(subject),
-            local=utc_offset(str(dataset.get("TimezoneOffsetFromUTC") or "")),
+            local=utc_offset(plain(dataset, "TimezoneOffsetFromUTC")),
             names=_names(dataset),
             keep_pixels=keep_pixels,
         )
@@ -209,12 +211,12 @@ class Deidentifier:
             raise HeaderError(f"sequences nested deeper than {DEEPEST}", reason="nested-too-deep")
         result = Dataset()
         result.set_original_encoding(*source.original_encoding)
-        for element in source.elements():
-            action = action_for(int(element.tag))
+        for tag in sorted(source.keys()):
+            action = action_for(int(tag))
             if action is Action.REMOVE:
                 continue
             try:
-                kept = self._treat(element, action, source, patient, depth)
+                kept = self._treat(held(source, tag), action, source, patient, depth)
             except UnreadableError:
                 continue
             if kept is not None:

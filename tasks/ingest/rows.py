@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,6 +33,7 @@ _IDENTITY: Final = (
     "ReferringPhysicianName",
     "IssuerOfPatientID",
 )
+_CHARACTER_SET: Final = re.compile(r"[A-Za-z0-9_ ]{0,16}")
 _TELL_CONTRAST: Final = frozenset({"CT", "MR", "XA", "RF"})
 """Their images have to name a contrast medium that was given (PS3.3 A.3, A.4, A.14, A.16)."""
 _NO_CONTRAST: Final = frozenset({"", "no", "none", "n", "n/a", "na", "0", "-", "no contrast", "without", "unenhanced"})
@@ -181,8 +183,24 @@ def identities(series: ScannedSeries, dataset: Any, volumes: dict[str, dict[str,
         "modality": series.modality,
         "sop_class": first.sop_class,
         "frame_of_reference": first.frame_of_reference,
-        "identity": {name: str(dataset.get(name) or "") for name in _IDENTITY},
-        "character_set": str(dataset.get("SpecificCharacterSet") or ""),
+        "identity": {name: _told(dataset, name) for name in _IDENTITY},
+        "character_set": _character_set(dataset),
         "volumes": volumes,
         "sources": {h.sop_uid: [h.source.path, h.source.member] for h in series.instances},
     }
+
+
+def _told(dataset: Any, name: str) -> str:
+    """An element's value as it goes home, "" where it is absent or cannot be read."""
+    try:
+        return str(dataset.get(name) or "")
+    except Exception:  # noqa: BLE001 - pydicom raises whatever a broken value leads to
+        return ""
+
+
+def _character_set(dataset: Any) -> str:
+    """One name, the repr of several, or "" where they are none."""
+    names = _plain(dataset, "SpecificCharacterSet").split("\\")
+    if not all(map(_CHARACTER_SET.fullmatch, names)):
+        return ""
+    return names[0] if len(names) == 1 else repr(names)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from models.errors import HeaderError
 from models.volume import Unit
 
 LEAST_DOSE_BQ: Final = 1e5
@@ -30,7 +31,17 @@ class Scale:
 
 
 def pet_scale(dataset: Any, acquired: str) -> Scale:
-    """How to express a PET series. `acquired`: its earliest acquisition, YYYYMMDDHHMMSS.F; `dataset`: any header."""
+    """How to express a PET series. `acquired`: its earliest acquisition, YYYYMMDDHHMMSS.F; `dataset`: any header.
+
+    Raises HeaderError where an element that it depends on cannot be read.
+    """
+    try:
+        return _scale(dataset, acquired)
+    except Exception as error:  # noqa: BLE001 - pydicom raises whatever a broken value leads to
+        raise HeaderError(f"unreadable PET header ({type(error).__name__})", reason="unreadable-header") from None
+
+
+def _scale(dataset: Any, acquired: str) -> Scale:
     unit = _text(dataset, "Units").upper()
     if unit == "GML":
         kind = _text(dataset, "SUVType").upper()
@@ -99,7 +110,7 @@ def _moment(text: str) -> datetime | None:
         moment = datetime.strptime(digits.ljust(14, "0"), "%Y%m%d%H%M%S") if len(digits) >= 12 else None
     except ValueError:
         return None
-    if moment is None or not fraction.isdigit():
+    if moment is None or not fraction.isdecimal():
         return moment
     return moment + timedelta(microseconds=int(fraction[:6].ljust(6, "0")))
 

@@ -11,6 +11,7 @@ from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_eleme
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
+from models.errors import HeaderError
 from tasks.ingest.confidentiality import KIND, keyword
 
 Element = DataElement | RawDataElement
@@ -61,9 +62,28 @@ def _is_multiple(value: Any) -> bool:
     return isinstance(value, list | tuple | MultiValue)
 
 
+def plain(source: Dataset, name: str) -> str:
+    """An element by its keyword as text without padding, "" where it is absent.
+
+    Raises HeaderError where it cannot be read: what it is asked for is not to be guessed.
+    """
+    try:
+        return str(source.get(name) or "").strip(PADDING)
+    except Exception as error:  # noqa: BLE001 - pydicom raises whatever a broken value leads to
+        raise HeaderError(f"{name} cannot be read ({type(error).__name__})", reason="unreadable-header") from None
+
+
+def held(source: Dataset, tag: int) -> Element:
+    """The element as the data set holds it. Raises UnreadableError for what has no value, such as a stray delimiter."""
+    try:
+        return source.get_item(tag)
+    except Exception:  # noqa: BLE001 - as above
+        raise UnreadableError from None
+
+
 def decoded(source: Dataset, tag: int) -> DataElement:
     """The element as pydicom reads it."""
-    element = source.get_item(tag)
+    element = held(source, tag)
     if isinstance(element, DataElement):
         return element
     try:

@@ -13,8 +13,10 @@ from tasks.ingest.deidentify import Deidentifier, to_attributes
 from tasks.ingest.elements import MemoryStream
 from tasks.ingest.frames import full_header
 from tasks.ingest.headers import _readable, parse, plain
+from tasks.ingest.rows import circumstances, identities, places_of
 from tasks.ingest.scan import kind_of
 from tasks.ingest.stack import stacks_of
+from tasks.ingest.suv import pet_scale
 from tests.fuzz.dicom import Element, bytes_of, element, part10
 
 _DEIDENTIFIER = Deidentifier(Pseudonymizer(b"s" * 32))
@@ -26,11 +28,18 @@ def target(data: bytes) -> None:
     header = parse(MemoryStream(data), Source("a.dcm"), modified=0)
     assert InstanceHeader.from_json(json.loads(json.dumps(header.to_json()))) == header
     series = ScannedSeries("key", kind_of(header) or "image", header.modality, "1", "2", (header,))
-    stacks_of(series)
+    stacks, _ = stacks_of(series)
+    for stack in stacks:
+        places_of(stack.slices)
     start = plain(data, header.transfer_syntax)[: header.pixel_offset]
     dataset = full_header(_readable(start, header))
     _DEIDENTIFIER.check_burned_in(dataset)
-    json.dumps(to_attributes(_DEIDENTIFIER.deidentify(dataset)))
+    clean = _DEIDENTIFIER.deidentify(dataset)
+    json.dumps(to_attributes(clean))
+    json.dumps([circumstances(dataset, _DEIDENTIFIER.pseudonymizer), identities(series, dataset, {})])
+    pet_scale(dataset, header.acquired)
+    for name in ("StudyDate", "SeriesDescription", "Manufacturer", "ManufacturerModelName"):
+        assert "Gruber" not in str(clean.get(name) or "")
 
 
 def image(*more: Element) -> list[Element]:
@@ -122,12 +131,41 @@ def mosaic() -> list[Element]:
     )
 
 
+def scintigram() -> list[Element]:
+    """A PET slice that says all that SUV needs."""
+    return image(
+        element("Modality", b"PT"),
+        element("Units", b"BQML"),
+        element("CorrectedImage", b"ATTN\\DECY"),
+        element("DecayCorrection", b"START"),
+        element("SeriesDate", b"20240229"),
+        element("SeriesTime", b"115500.0"),
+        element(
+            "RadiopharmaceuticalInformationSequence",
+            [
+                [
+                    element("RadiopharmaceuticalStartTime", b"110000.25"),
+                    element("RadionuclideTotalDose", b"370000000"),
+                    element("RadionuclideHalfLife", b"6586.2"),
+                ]
+            ],
+        ),
+    )
+
+
 def seeds() -> list[bytes]:
     """Files that are right."""
     written = [part10(image(), syntax) for syntax in (ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)]
     written += [part10(image(), "1.2.840.10008.1.2"), part10(image(), "1.2.840.10008.1.2.2")]
-    return [*written, part10(frames()), part10(mosaic()), part10(image())[132:], part10(image(), "")]
+    return [
+        *written,
+        part10(frames()),
+        part10(mosaic()),
+        part10(scintigram()),
+        part10(image())[132:],
+        part10(image(), ""),
+    ]
 
 
-shaped = bytes_of(image()) | bytes_of(frames()) | bytes_of(mosaic())
+shaped = bytes_of(image()) | bytes_of(frames()) | bytes_of(mosaic()) | bytes_of(scintigram())
 """Files of which one to four things are wrong."""

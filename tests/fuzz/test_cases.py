@@ -5,17 +5,22 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
+from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom.association import Association
 
-from models.errors import GeometryError, LabelError, RecipeError
+from models.errors import GeometryError, HeaderError, LabelError, RecipeError
 from models.geometry import Geometry
 from tasks.ingest.labels.polygons import fill
 from tasks.ingest.labels.rtstruct import _plane_of_slices
+from tasks.ingest.suv import _moment
 from tasks.receive.streams import boundary_of
-from tests.fuzz import dicomweb, geometry, recipes, rtstruct, upper_layer
+from tests.fuzz import dicomweb, geometry, headers, recipes, rtstruct, upper_layer
+from tests.fuzz.dicom import Element, element, part10
 
 MB = 1 << 20
 
@@ -30,6 +35,39 @@ def within(megabytes: int) -> Iterator[None]:
     finally:
         tracemalloc.stop()
     assert peak < megabytes * MB
+
+
+# -- headers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_delimiter_where_no_sequence_is() -> None:
+    # pydicom keeps it as an element without a value, and stumbles over it as soon as it is looked at.
+    elements = headers.image()
+    elements.insert(10, Element(0xFFFEE0DD, "UN", b""))
+    headers.target(part10(elements, ImplicitVRLittleEndian))
+
+
+@pytest.mark.parametrize(
+    "keyword", ["BurnedInAnnotation", "PatientName", "OperatorsName", "AccessionNumber", "TimezoneOffsetFromUTC"]
+)
+@pytest.mark.parametrize(("vr", "value"), [("SQ", b"1"), ("SV", b"1"), ("FD", b"123")])
+def test_what_identities_depend_on_cannot_be_read(keyword: str, vr: str, value: bytes) -> None:
+    elements = headers.image(replace(element(keyword, value), vr=vr, value=value))
+    with pytest.raises(HeaderError) as found:
+        headers.target(part10(elements))
+    assert found.value.reason == "unreadable-header"
+
+
+def test_a_dose_that_is_no_number_of_bytes() -> None:
+    broken = [Element(0x00181074, "FD", b"123"), element("RadionuclideHalfLife", b"6586")]
+    elements = {one.tag: one for one in headers.scintigram()}
+    elements[0x00540016] = element("RadiopharmaceuticalInformationSequence", [broken])
+    with pytest.raises(HeaderError, match="PET"):
+        headers.target(part10([elements[tag] for tag in sorted(elements)]))
+
+
+def test_a_fraction_of_a_second_in_superscript() -> None:
+    assert _moment("202402291200.²") == datetime(2024, 2, 29, 12)
 
 
 # -- geometry ----------------------------------------------------------------------------------------------------
