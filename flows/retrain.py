@@ -27,7 +27,6 @@ from tasks.train import door as training
 
 
 @flow(name="retrain", flow_run_name="retrain {recipe.name}", task_runner=THREADS)
-@patient()
 def retrain(
     recipe: Recipe, batch: BatchRef | None = None, approval: bool = False, approval_hours: float = 12.0
 ) -> Night:
@@ -36,6 +35,11 @@ def retrain(
     With `approval`, or where the recipe's policy wants it, a person is asked before a model is promoted; without an
     answer in time the champion stays.
     """
+    with patient():  # not a decorator of the flow: Prefect looks for its parameters' types where the function is from
+        return _night(recipe, batch, approval, approval_hours)
+
+
+def _night(recipe: Recipe, batch: BatchRef | None, approval: bool, approval_hours: float) -> Night:
     stores = patiently(open_stores)()
     if batch is not None:
         ingest(batch, recipe.images)
