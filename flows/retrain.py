@@ -40,38 +40,37 @@ def retrain(
 
 
 def _night(recipe: Recipe, batch: BatchRef | None, approval: bool, approval_hours: float) -> Night:
-    with patient():
-        stores = patiently(open_stores)()
-        if batch is not None:
-            ingest(batch, recipe.images)
-        correcting.correct(stores)
+    stores = patiently(open_stores)()
+    if batch is not None:
+        ingest(batch, recipe.images)
+    correcting.correct(stores)
 
-        real = for_this_night(ingesting.build)(stores, recipe)
-        registering.check(stores, recipe, real)
-        dataset = with_made_images(stores, recipe, real)
-        show_dataset(stores, recipe.name, dataset)
-        followed = for_this_night(registering.champion)(stores, recipe.name) if recipe.follows else None
-        plan = preprocessing.plan(stores, recipe, dataset, followed)
-        prepared = preprocessing.prepare(stores, recipe, plan)
-        show_plan(stores, plan)
-        others = tuple(registering.champion(stores, name) for name in recipe.infer.ensemble)
-        with one_training_at_a_time(), progress_artifacts():
-            package = training.train(stores, recipe, plan, prepared, followed, others)
+    real = for_this_night(ingesting.build)(stores, recipe)
+    registering.check(stores, recipe, real)
+    dataset = with_made_images(stores, recipe, real)
+    show_dataset(stores, recipe.name, dataset)
+    followed = for_this_night(registering.champion)(stores, recipe.name) if recipe.follows else None
+    plan = preprocessing.plan(stores, recipe, dataset, followed)
+    prepared = preprocessing.prepare(stores, recipe, plan)
+    show_plan(stores, plan)
+    others = tuple(registering.champion(stores, name) for name in recipe.infer.ensemble)
+    with one_training_at_a_time(), progress_artifacts():
+        package = training.train(stores, recipe, plan, prepared, followed, others)
 
-        evaluation = evaluating.evaluate(stores, package, dataset)
-        champion = registering.champion(stores, recipe.name)
-        before = evaluating.evaluate(stores, champion, dataset) if champion else None
-        comparison = evaluating.compare(stores, before, evaluation) if before else None
+    evaluation = evaluating.evaluate(stores, package, dataset)
+    champion = registering.champion(stores, recipe.name)
+    before = evaluating.evaluate(stores, champion, dataset) if champion else None
+    comparison = evaluating.compare(stores, before, evaluation) if before else None
 
-        policy, word = recipe.promote, None
-        asked = approval or policy.approval
-        if asked and registering.would_serve(stores, package, evaluation, before, comparison, policy):
-            word = word_of_a_person(stores, recipe.name, evaluation, before, comparison, approval_hours)
-        registered = registering.register(stores, package, evaluation, before, comparison, word, policy)
-        watched(stores, (recipe.name,))
-        without = judged_without(stores, recipe, real, followed)
-        report = evaluating.report(stores, evaluation, before, registered, without, comparison)
-        registering.attach(stores, registered, report)
+    policy, word = recipe.promote, None
+    asked = approval or policy.approval
+    if asked and registering.would_serve(stores, package, evaluation, before, comparison, policy):
+        word = word_of_a_person(stores, recipe.name, evaluation, before, comparison, approval_hours)
+    registered = registering.register(stores, package, evaluation, before, comparison, word, policy)
+    watched(stores, (recipe.name,))
+    without = judged_without(stores, recipe, real, followed)
+    report = evaluating.report(stores, evaluation, before, registered, without, comparison)
+    registering.attach(stores, registered, report)
 
-        show_evaluation(stores, evaluation, registered, report)
-        return Night(dataset=dataset, evaluation=evaluation, registered=registered, report=report, run=str(flow_run.id))
+    show_evaluation(stores, evaluation, registered, report)
+    return Night(dataset=dataset, evaluation=evaluation, registered=registered, report=report, run=str(flow_run.id))
