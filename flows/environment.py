@@ -47,11 +47,14 @@ def prefect_home(settings: Settings) -> Path:
 
 
 def open_stores(settings: Settings | None = None) -> Stores:
-    """This installation's stores. The first call makes the home folder and its two secrets (mode 0600)."""
+    """This installation's stores. The first call makes the home folder and its two secrets (mode 0600).
+
+    A process opens them once: its connections to the catalog and the registry serve one run after another.
+    """
     settings = settings or Settings.load()
     settings.home.mkdir(parents=True, exist_ok=True)
     secret, key = settings.secret.get_secret_value(), settings.vault_key.get_secret_value()
-    return Stores(
+    return _kept(
         Locations(
             home=settings.home,
             database=settings.database(),
@@ -72,6 +75,17 @@ def open_stores(settings: Settings | None = None) -> Stores:
             training_processes=settings.training_processes,
         )
     )
+
+
+_opened: dict[int, Stores] = {}
+"""By process: connections must not be used by one that was forked."""
+
+
+def _kept(locations: Locations) -> Stores:
+    stores = _opened.get(os.getpid())
+    if stores is None or stores.locations != locations:
+        stores = _opened[os.getpid()] = Stores(locations)
+    return stores
 
 
 def _tls(settings: Settings) -> DaskTls | None:
