@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import NoReturn
 
 from flows.gate import AUTH_VARIABLE
@@ -17,6 +18,8 @@ from models.errors import SettingsError
 from models.settings import Settings
 
 _PREFECT_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
+_APP = "nocturne"
+"""`flows.gate`, by its name among MLflow's plugins."""
 
 
 def run_prefect(settings: Settings, environment: Mapping[str, str]) -> NoReturn:
@@ -39,7 +42,11 @@ def run_mlflow(settings: Settings) -> NoReturn:
     }
     arguments = ["--host", services.host, "--port", str(services.mlflow_port), "--workers", "1"]
     if auth := settings.mlflow_auth.get_secret_value():
-        arguments += ["--app-name", "nocturne"]
+        if not entry_points(group="mlflow.app", name=_APP):
+            raise SettingsError(
+                "MLflow does not know how to ask for a password", where="mlflow_auth", hint="install Nocturne again"
+            )
+        arguments += ["--app-name", _APP]
         environment[AUTH_VARIABLE] = auth
         # MLflow refuses names that it does not know, lest another site's page in a browser of this network asks it
         # under a name of its own. Such a page has no password.

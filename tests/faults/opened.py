@@ -252,7 +252,7 @@ def installed(folder: Path, host: str = "127.0.0.1", **more: str) -> Iterator[In
                     with suppress(psutil.Error):
                         one.arguments.add(" ".join(process.cmdline()))
 
-    threads = [threading.Thread(target=watch, daemon=True), threading.Thread(target=one.refuser.serve_forever)]
+    threads = [threading.Thread(target=work, daemon=True) for work in (watch, one.refuser.serve_forever)]
     Refuser.asked.clear()
     one.settle()
     for thread in threads:
@@ -269,7 +269,7 @@ def installed(folder: Path, host: str = "127.0.0.1", **more: str) -> Iterator[In
 def answers(url: str, auth: tuple[str, str] | None = None) -> int:
     """The HTTP status of a page; 0 where nobody answers."""
     try:
-        return httpx.get(url, auth=auth, timeout=60, trust_env=False).status_code
+        return httpx.get(url, auth=auth, timeout=180, trust_env=False).status_code
     except httpx.TransportError:
         return 0
 

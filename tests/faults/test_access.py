@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -39,6 +40,7 @@ OPEN = "0.0.0.0"  # noqa: S104 - what is to be refused
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    assert entry_points(group="mlflow.app", name="nocturne"), "pyproject.toml has changed: run `make setup`"
     with installed(tmp_path_factory.mktemp("up")) as one:
         one.open()
         yield one
@@ -81,7 +83,8 @@ def test_pages_with_a_password_ask_for_it(up: Installation, figure: Figure) -> N
 
 @pytest.mark.fault("access/secrets")
 def test_no_secret_is_told_anywhere(up: Installation, figure: Figure) -> None:
-    until(lambda: "HTTP 401" in (up.home / "run" / "watch.json").read_text(), "the feed refuses the password")
+    watch = up.home / "logs" / "watch.log"
+    until(lambda: "HTTP 401" in watch.read_text(), "the feed refuses the password")
     code, told = up.command("status")
     assert code == 0, told
     up.command("doctor")
