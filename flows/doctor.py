@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from flows.environment import open_stores
 from flows.views import astray
 from models.errors import IntegrityError, NocturneError, NotFoundError
-from models.settings import Settings
+from models.settings import SETTINGS_FILE, Settings
 from tasks.stores.account import account
 from tasks.stores.house import Stores
 from tasks.stores.leftovers import sweep_leftovers
@@ -51,6 +51,7 @@ def examine(settings: Settings, *, repair: bool = False) -> list[Check]:
     except NocturneError as error:
         return [*checks, _failure("secrets", error)]
     checks += [_secret(settings.home / name) for name in ("secret", "vault.key") if (settings.home / name).exists()]
+    checks += _settings_file(settings.home / SETTINGS_FILE)
     for name, look in (("catalog", _catalog), ("registry", _registry), ("account", _account)):
         checks.append(_guarded(name, look, stores))
     checks += [_service("Prefect API", os.environ.get("PREFECT_API_URL", "")), _service("Dask", settings.dask_address)]
@@ -110,6 +111,14 @@ def _secret(path: Path) -> Check:
     mode = stat.S_IMODE(path.stat().st_mode)
     wide = bool(mode & 0o077)
     return Check(f"{path.name} file", f"mode {mode:04o}", f"chmod 600 {path}" if wide else "", failed=wide)
+
+
+def _settings_file(path: Path) -> Iterator[Check]:
+    """A file that may hold passwords. One that others have to read, as a container's, keeps them elsewhere."""
+    if path.exists():
+        mode = stat.S_IMODE(path.stat().st_mode)
+        advice = f"others may read it: chmod 600 {path}, or keep passwords in the environment" if mode & 0o077 else ""
+        yield Check(path.name, f"mode {mode:04o}", advice)
 
 
 def _catalog(stores: Stores) -> Check:

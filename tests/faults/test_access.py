@@ -12,6 +12,7 @@ import httpx
 import psycopg
 import pytest
 
+from flows.doctor import _settings_file
 from flows.health import health
 from flows.servers import guarded
 from flows.up import start
@@ -237,6 +238,17 @@ def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
     told = {one.name: one for one in health(settings)}
     assert told["mlflow"].state == "away"
     assert not leaking(str(told).encode())
+
+
+@pytest.mark.fault("access/secrets")
+def test_settings_that_others_can_read_are_noted(tmp_path: Path) -> None:
+    file = tmp_path / "nocturne.toml"
+    assert list(_settings_file(file)) == []
+    file.touch()
+    for mode, mark in ((0o600, "ok"), (0o400, "ok"), (0o640, "note"), (0o644, "note")):
+        file.chmod(mode)
+        (check,) = _settings_file(file)
+        assert check.mark == mark, oct(mode)
 
 
 @pytest.mark.fault("access/secrets")
