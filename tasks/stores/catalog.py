@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import InstrumentedAttribute, Session, sessionmaker
 
 from models.errors import IntegrityError, ServiceUnavailableError, SettingsError, StoreBusyError
-from tasks.stores.locks import held, holders
+from tasks.stores.locks import held, who_holds
 from tasks.stores.tables import Base, CursorRow, now
 
 HEAD = "0006"
@@ -291,13 +291,9 @@ def _translated(error: DBAPIError, file: Path | None) -> Exception:
 
 def _who_holds(file: Path | None) -> str:
     """What to do about a lock that does not go away."""
-    if file is None:
-        return "look for a transaction that is left open: `SELECT * FROM pg_stat_activity WHERE state LIKE 'idle in%'`"
-    # SQLite locks the database itself, or, with a write-ahead log, the index beside it.
-    found = [name for path in (file, file.with_name(f"{file.name}-shm")) for name in holders(path)]
-    if found:
-        return f"{' and '.join(dict.fromkeys(found))} holds {file.name}: let it finish, or end it"
-    return f"a backup, a database browser or a shell may have {file.name} open: `fuser -v` on it names who"
+    if file is not None:
+        return who_holds(file)
+    return "look for a transaction that is left open: `SELECT * FROM pg_stat_activity WHERE state LIKE 'idle in%'`"
 
 
 def _missing_table(error: DBAPIError) -> bool:

@@ -27,6 +27,15 @@ def held(path: Path, refusal: NocturneError | None = None) -> Iterator[None]:
         yield
 
 
+def who_holds(database: Path) -> str:
+    """Who has an SQLite database locked, and what to do about it."""
+    # It locks the database itself, or, with a write-ahead log, the index beside it.
+    found = [name for path in (database, database.with_name(f"{database.name}-shm")) for name in holders(path)]
+    if found:
+        return f"{' and '.join(dict.fromkeys(found))} holds {database.name}: let it finish, or end it"
+    return f"a backup, a database browser or a shell may have {database.name} open: `fuser -v` on it names who"
+
+
 def holders(file: Path) -> list[str]:
     """Who holds a lock on bytes of `file` for writing, as "name (process 17)"; empty where the system does not tell."""
     try:

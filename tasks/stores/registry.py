@@ -33,7 +33,7 @@ from models.errors import (
     StoreBusyError,
 )
 from models.package import CARD_FILE, WEIGHTS_FILE, ModelPackage
-from tasks.stores.locks import held
+from tasks.stores.locks import held, who_holds
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -244,7 +244,8 @@ class Registry:
         try:
             yield
         except Exception as error:
-            told = _translated(error, where, server=_shown(self.uri) if self._remote else "")
+            server = _shown(self.uri) if self._remote else ""
+            told = _translated(error, where, server=server, file=_sqlite_file(self.uri))
             if told is None:
                 raise
             raise told from error
@@ -503,8 +504,11 @@ def _sqlite_file(uri: str) -> Path | None:
     return Path(path) if path != uri and path and path != ":memory:" else None
 
 
-def _translated(error: Exception, where: str, *, server: str) -> Exception | None:
-    """The error in our tree, or None where it is none of MLflow's or the network's. `server` is its address, if any."""
+def _translated(error: Exception, where: str, *, server: str, file: Path | None) -> Exception | None:
+    """The error in our tree, or None where it is none of MLflow's or the network's.
+
+    `server` is its address, if any, `file` its database's, if that is one.
+    """
     from mlflow import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import OperationalError
@@ -515,7 +519,7 @@ def _translated(error: Exception, where: str, *, server: str) -> Exception | Non
     if isinstance(error, (ConnectionError, TimeoutError, RequestException)):
         return _unreached("MLflow or its artifact store does not answer", where, server)
     if isinstance(error, (OperationalError, PoolTimeout)):
-        return _away(str(error), where)
+        return _away(str(error), where, file)
     if not isinstance(error, MlflowException):
         return None
     code, told = error.error_code, str(error)
@@ -534,7 +538,7 @@ def _translated(error: Exception, where: str, *, server: str) -> Exception | Non
             hint="back it up, then run `mlflow db upgrade` with its URI",
         )
     if code in ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED") or "QueuePool limit" in told:
-        return _away(told, where)
+        return _away(told, where, file)
     if "UNIQUE constraint" in told or "duplicate key" in told or "Duplicate entry" in told:
         return StoreBusyError("another process has just registered the same thing", where=where)
     if server and error.get_http_status_code() >= 500:
@@ -553,9 +557,10 @@ def _shown(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
-def _away(told: str, where: str) -> Exception:
+def _away(told: str, where: str, file: Path | None) -> Exception:
     if any(word in told for word in ("locked", "QueuePool limit", "deadlock", "REQUEST_LIMIT")):
-        return StoreBusyError("MLflow's database is locked by another process", where=where)
+        hint = who_holds(file) if file else None
+        return StoreBusyError("MLflow's database is locked by another process", where=where, hint=hint)
     return ServiceUnavailableError("MLflow's database does not answer", where=where)
 
 

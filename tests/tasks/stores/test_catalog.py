@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -198,6 +199,7 @@ def test_a_lock_held_too_long_is_told_as_busy(database_url: str, monkeypatch: py
         with pytest.raises(StoreBusyError) as caught:
             waiter.add(StudyRow(study="2.25.1", patient="P-1"))
     assert is_transient(caught.value)
+    assert (f"(process {os.getpid()}) holds" if "sqlite" in database_url else "pg_stat_activity") in str(caught.value)
     assert waiter.add(StudyRow(study="2.25.1", patient="P-1")) == 0
     holder.close(), waiter.close()
 

@@ -47,6 +47,17 @@ class TestFiles:
             store.save(made(step))
         assert sorted(p.stem for p in tmp_path.rglob("step-*")) == ["step-000000003"] * 2 + ["step-000000004"] * 2
 
+    @pytest.mark.fault("stores/killed")
+    def test_what_killed_writers_left_goes(self, tmp_path: Path) -> None:
+        Checkpoints(tmp_path, "mine").save(made(1))
+        (folder,) = tmp_path.iterdir()
+        left = [folder / "step-000000002.safetensors", folder / f".step-000000003.safetensors.{'0f' * 16}"]
+        for path in left:
+            path.write_bytes(b"half")
+        found, damaged = newest(tmp_path)
+        assert (found and found.step, damaged) == (1, 0)
+        assert not any(path.exists() for path in left)
+
     @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
     @settings(max_examples=15)
     @given(data=st.data())
