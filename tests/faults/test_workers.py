@@ -65,8 +65,7 @@ def test_two_processes_skip_what_is_not_finite_together_and_stop_with_the_reason
     "where",
     [
         "forward",
-        *(pytest.param(each, marks=pytest.mark.long) for each in ("gather", "loss", "update")),
-        "backward",
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("gather", "loss", "backward", "update")),
     ],
 )
 def test_one_of_two_processes_runs_short_and_both_go_on_with_half_the_batch(
