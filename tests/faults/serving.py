@@ -16,7 +16,7 @@ import httpx
 from tests.components import until
 
 ROOT = Path(__file__).parents[2]
-STARTING_SECONDS = 300.0
+STARTING_SECONDS = 900.0
 LONGEST_SECONDS = 1800.0
 
 
