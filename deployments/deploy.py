@@ -123,4 +123,4 @@ def _recipe(path: Path, home: Path) -> Recipe:
     file = next((p for p in (path.expanduser(), home / path) if p.is_file()), None)
     if file is None:
         raise SettingsError("no such recipe", where=str(path), hint="give its full path under nightly.recipes")
-    return Recipe.parse(file.read_text(encoding="utf-8"), where=file.name)
+    return Recipe.parse(file.read_bytes(), where=file.name)

@@ -52,7 +52,7 @@ def recipe_at(path: Path) -> Recipe:
     """The recipe in a file. Raises RecipeError."""
     from models.recipe import Recipe
 
-    return Recipe.parse(path.read_text(encoding="utf-8"), where=path.name)
+    return Recipe.parse(path.read_bytes(), where=path.name)
 
 
 def who() -> str:

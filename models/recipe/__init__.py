@@ -137,11 +137,14 @@ class Recipe(Part):
         return self
 
     @classmethod
-    def parse(cls, text: str, *, where: str = "recipe") -> Self:
-        """Read TOML. Raises RecipeError naming each bad key and, for an unknown one, the nearest known key."""
+    def parse(cls, text: str | bytes, *, where: str = "recipe") -> Self:
+        """Read TOML, of a file's bytes in UTF-8.
+
+        Raises RecipeError naming each bad key and, for an unknown one, the nearest known key.
+        """
         try:
-            data = tomllib.loads(text)
-        except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
+            data = tomllib.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        except ValueError as error:  # TOMLDecodeError, another encoding, or an integer of thousands of digits
             raise RecipeError(f"not valid TOML: {error}", where=where) from None
         except RecursionError:
             raise RecipeError("not valid TOML: brackets within brackets without end", where=where) from None

@@ -44,7 +44,7 @@ _KINDS: Final[dict[str, Any]] = {
 
 def target(data: bytes) -> None:
     """A recipe's text. Raises RecipeError alone, and what is read can be kept."""
-    recipe = Recipe.parse(data.decode("utf-8", "replace"))
+    recipe = Recipe.parse(data)
     kept = recipe.model_dump_json()
     json.dumps(recipe.model_dump(mode="json"), allow_nan=False)
     assert Recipe.model_validate_json(kept) == recipe

@@ -167,6 +167,13 @@ def test_recipes_that_cannot_be(text: str, told: str) -> None:
         recipes.target(text.encode())
 
 
+def test_a_recipe_in_another_encoding() -> None:
+    text = SHORT + 'images = {modality = "CT", description = "Schädel"}'
+    recipes.target(text.encode("utf-8-sig"))
+    with pytest.raises(RecipeError, match="utf-8"):
+        recipes.target(text.encode("latin-1"))
+
+
 # -- what comes over the network ---------------------------------------------------------------------------------
 
 
