@@ -16,6 +16,7 @@ from flows.gate import AUTH_VARIABLE
 from models.addresses import is_loopback
 from models.errors import SettingsError
 from models.settings import Settings
+from tasks.stores.tracking import make_database
 
 _PREFECT_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 _APP = "nocturne"
@@ -51,6 +52,7 @@ def run_mlflow(settings: Settings) -> NoReturn:
         # MLflow refuses names that it does not know, lest another site's page in a browser of this network asks it
         # under a name of its own. Such a page has no password.
         environment["MLFLOW_SERVER_ALLOWED_HOSTS"] = os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS", "*")
+    make_database(settings.tracking())  # MLflow itself could be killed while it does
     _become(["mlflow", "server", *arguments], environment)
 
 

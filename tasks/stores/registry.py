@@ -33,7 +33,8 @@ from models.errors import (
     StoreBusyError,
 )
 from models.package import CARD_FILE, WEIGHTS_FILE, ModelPackage
-from tasks.stores.locks import held, who_holds
+from tasks.stores.locks import who_holds
+from tasks.stores.tracking import database_lock, make_database, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -236,7 +237,7 @@ class Registry:
     def _alone(self) -> Iterator[None]:
         """One registration at a time on one database: MLflow's own inserts collide where two log the same data set."""
         self._opened = self._client  # opening takes the same lock: open it before
-        with _registering, _file_lock(_sqlite_file(self.uri)):
+        with _registering, database_lock(sqlite_file(self.uri)):
             yield
 
     @contextmanager
@@ -245,7 +246,7 @@ class Registry:
             yield
         except Exception as error:
             server = _shown(self.uri) if self._remote else ""
-            told = _translated(error, where, server=server, file=_sqlite_file(self.uri))
+            told = _translated(error, where, server=server, file=sqlite_file(self.uri))
             if told is None:
                 raise
             raise told from error
@@ -480,28 +481,14 @@ def _open(uri: str) -> MlflowClient:
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    database = _sqlite_file(uri)
-    with _file_lock(database):  # two processes that both find an empty database would both create its tables
+    make_database(uri)
+    database = sqlite_file(uri)
+    with database_lock(database):  # two processes that both find an empty database would both create its tables
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         if database is not None:
             client.get_experiment_by_name("Default")
             client.search_registered_models(max_results=1)
     return client
-
-
-@contextmanager
-def _file_lock(database: Path | None) -> Iterator[None]:
-    """Held by one process at a time, beside the database file; nothing for a server."""
-    if database is None:
-        yield
-        return
-    with held(database.with_name(f"{database.name}.lock")):
-        yield
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    path = uri.removeprefix("sqlite:///")
-    return Path(path) if path != uri and path and path != ":memory:" else None
 
 
 def _translated(error: Exception, where: str, *, server: str, file: Path | None) -> Exception | None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,19 @@ def test_what_a_killed_process_began_is_finished(
     assert [v.package for v in registry.versions("killed")] == [package.key]
     assert len(registry._client.search_runs([version.experiment_id])) == 1
     assert len(registry._client.get_metric_history(version.run_id, "training/loss")) == 2
+
+
+@pytest.mark.fault("stores/killed")
+def test_a_database_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(file)) as begun:
+        begun.execute("CREATE TABLE experiments (experiment_id INTEGER)")
+        begun.execute("CREATE TABLE _alembic_tmp_model_versions (name VARCHAR)")
+        begun.commit()
+    (tmp_path / ".mlflow.db.new").mkdir()
+    (tmp_path / ".mlflow.db.new" / "mlflow.db").write_bytes(b"half")
+    assert Registry(f"sqlite:///{file}", str(tmp_path / "artifacts")).names() == ()
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
 
 
 def test_threads_that_register_one_package_get_one_version(registry: Registry, tmp_path: Path) -> None:
