@@ -68,7 +68,7 @@ class _Blow:
 
     def count(self) -> None:
         os.write(self._tally, b".")
-        if os.fstat(self._tally).st_size == self._strike.at:
+        if 0 < self._strike.at <= os.fstat(self._tally).st_size:  # others may have counted meanwhile
             if self._strike.delay:
                 threading.Thread(target=self._fall, daemon=True).start()
             else:
