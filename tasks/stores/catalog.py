@@ -177,8 +177,10 @@ class Catalog:
                 try:
                     yield
                 finally:
-                    connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
-                    connection.commit()
+                    # A server that was restarted has let go of it: somebody else may have been here.
+                    with _healing(self._file):
+                        connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
+                        connection.commit()
             return
         if not self.url.database or self.url.database == ":memory:":
             with self._lock:

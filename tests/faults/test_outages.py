@@ -190,6 +190,17 @@ def test_postgresql_is_restarted_between_an_insert_and_its_commit(
     figure("PostgreSQL restarted between insert and commit of a volume: retried; every volume and label once")
 
 
+@pytest.mark.fault("stores/postgres")
+def test_postgresql_is_restarted_while_one_is_alone(postgres: Postgres) -> None:  # noqa: F811
+    catalog = Catalog(postgres.new_database())
+    with pytest.raises(ServiceUnavailableError), catalog.alone("decisions"):  # noqa: PT012
+        postgres.stop()
+        postgres.start()
+    with catalog.alone("decisions"):
+        assert catalog.count(VolumeRow) == 0
+    catalog.close()
+
+
 # -- a night ------------------------------------------------------------------------------------------------------
 
 PARTS = ("volumes", "datasets", "packages", "evaluations")
