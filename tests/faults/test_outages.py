@@ -21,7 +21,7 @@ from tasks.stores.tables import DatasetRecord, DecisionRow, EvaluationRow, Label
 from tests.components import free_port, until
 from tests.faults.failing import Failing, Fault, failing
 from tests.faults.night import RECIPE
-from tests.faults.serving import Server, serving, started
+from tests.faults.serving import LONGEST_SECONDS, Server, serving, started
 from tests.matrix import Figure, Times
 from tests.objects import ObjectStore, object_store  # noqa: F401
 from tests.tasks.stores.conftest import Postgres, postgres  # noqa: F401
@@ -291,9 +291,9 @@ def test_a_night_during_which_everything_is_away_once(
         night.reach("upload")
         between.fail("503")
         night.let("upload")
-        until(lambda: between.failed > 3, "requests to the object store have failed")
+        until(lambda: between.failed > 3, "requests to the object store have failed", LONGEST_SECONDS)
         between.fail("cut")
-        until(lambda: between.failed > 3, "more of them have failed")
+        until(lambda: between.failed > 3, "more of them have failed", LONGEST_SECONDS)
         between.fail(None)
         for gate in ("volume", "plan", "step", "package", "version"):
             night.reach(gate)
