@@ -60,8 +60,14 @@ class Bench:
         return [*found, kept("MONAI", lambda: self._peer("monai", budget)), kept("baseline", self._baseline)]
 
     def each_network(self, minutes: float) -> list[Result]:
-        """Every network of the kind by its name."""
-        fitting = [name for name, entry in NETWORKS.items() if self.recipe.kind in entry.kinds]
+        """Every network of the kind by its name, but those for volumes' slices where images are flat, and for patients'
+        series where each has one."""
+        dimensions = 2 if all(row.shape_z == 1 for row in self.dataset.rows) else 3
+        fitting = [
+            name
+            for name, entry in NETWORKS.items()
+            if self.recipe.kind in entry.kinds and dimensions in entry.dimensions and not entry.sets
+        ]
         asked = [name for name in fitting if name in self.args.networks]
         return [self._kept(minutes, name, lambda n=name: self._ours(n, minutes)) for name in asked]
 

@@ -52,7 +52,7 @@ def main() -> None:
     patch = " × ".join(map(str, described.plan.train.patch_size))
     told = {
         "steps": described.training.steps,
-        "cpu_seconds": spent,
+        "cpu_seconds": max(spent, described.training.seconds),  # one that was interrupted had learnt before
         "memory_mb": memory,
         "about": f"{shape.name} {shape.dimensions}-D, patch {patch}, batch {described.training.batch_size}",
         "scores": evaluation.scalars(),
