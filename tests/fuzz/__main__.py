@@ -46,9 +46,12 @@ def _search(name: str, seconds: float, folder: Path) -> int:
         if ended:
             _keep_current(folder, how, ended)
     told = [json.loads(path.read_text()) for path in folder.glob("told-*.json")]
-    runs, refused = sum(one["runs"] for one in told), sum(one["refused"] for one in told)
+    runs, refused, used = (sum(one[key] for one in told) for key in ("runs", "refused", "seconds"))
     findings = sorted(folder.glob("*.bin"))
-    print(f"{name}: {runs} runs in {seconds / 60:g} min, {refused} refused in our words, {len(findings)} findings")
+    print(
+        f"{name}: {runs} runs in {seconds / 60:g} min ({used / 60:.1f} of a processor), "
+        f"{refused} refused in our words, {len(findings)} findings"
+    )
     for path in findings:
         print(
             f"  {path}: see {path.with_suffix('.txt').name}; once mended, keep it as a case in tests/fuzz/test_cases.py"

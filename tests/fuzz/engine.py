@@ -9,6 +9,7 @@ led there. What ends the process itself is found in `current` by whoever started
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -22,7 +23,7 @@ import traceback
 from collections.abc import Callable
 from mmap import mmap
 from pathlib import Path
-from time import monotonic
+from time import monotonic, process_time
 from types import FrameType
 from typing import Any, Final
 
@@ -47,7 +48,7 @@ class Search:
 
     def __init__(self, target: Callable[[bytes], None], folder: Path, seconds: float) -> None:
         self._target, self._folder, self._until = target, folder, monotonic() + seconds
-        self._seconds = seconds
+        self._began = process_time()
         self._known = {path.stem for path in folder.glob("*.bin")}
         self.runs = self.refused = 0
         place = folder / "current"
@@ -74,7 +75,7 @@ class Search:
         """End the process when its time is over: libFuzzer's own loop never returns."""
         if monotonic() < self._until:
             return
-        told = {"runs": self.runs, "refused": self.refused, "seconds": round(self._seconds)}
+        told = {"runs": self.runs, "refused": self.refused, "seconds": round(process_time() - self._began)}
         (self._folder / "current").unlink()
         (self._folder / f"told-{os.getpid()}.json").write_text(json.dumps(told))
         sys.stdout.flush()
@@ -130,12 +131,13 @@ def main(name: str, how: str, seconds: str, folder: str) -> None:
     with atheris.instrument_imports(include=INSTRUMENTED):
         module = importlib.import_module(f"tests.fuzz.{name}")
     corpus = _begun(Path(folder, "choices" if how == "shaped" else "corpus"), module, shaped=how == "shaped")
-    search = Search(module.target, Path(folder), float(seconds))
-    for seed in module.seeds():
-        search.one(seed)
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGALRM, _too_long)
+    for seed in module.seeds():  # whatever is imported late is imported now
+        with contextlib.suppress(_ours()):
+            module.target(seed)
     _bound_memory()
+    search = Search(module.target, Path(folder), float(seconds))
     tried = _shaped(module, search) if how == "shaped" else search.one
 
     def once(data: bytes) -> None:
