@@ -275,5 +275,5 @@ def settle(hospital: Soaked, left: int) -> None:
     waiting = hospital.account().waiting
     while waiting > left:
         before = waiting
-        until(lambda: hospital.account().waiting < before, f"one of {before} studies gets on", PATIENCE)  # noqa: B023
+        until(lambda: hospital.account().waiting < before, f"one of {before} gets on", 4 * PATIENCE)  # noqa: B023
         waiting = hospital.account().waiting
