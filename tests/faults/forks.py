@@ -1,7 +1,7 @@
 """Attempts at a night, each in a process forked from one that has imported everything (`serve`).
 
-It reads an attempt a line as JSON and answers with what became of it. What is imported starts no thread and opens
-nothing, so that a fork of it is as good as new.
+It reads an attempt a line as JSON and answers with what became of it. What is imported runs nothing and opens
+no file, so that a fork of it is as good as new.
 """
 
 from __future__ import annotations
