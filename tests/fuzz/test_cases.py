@@ -19,8 +19,16 @@ from tasks.ingest.labels.polygons import fill
 from tasks.ingest.labels.rtstruct import _plane_of_slices
 from tasks.ingest.suv import _moment
 from tasks.receive.streams import boundary_of
+from tests.components import until
 from tests.fuzz import dicomweb, geometry, headers, recipes, rtstruct, upper_layer
 from tests.fuzz.dicom import Element, element, part10
+from tests.tasks.receive.conftest import catalog as catalog
+from tests.tasks.receive.conftest import pseudonymizer as pseudonymizer
+from tests.tasks.receive.conftest import reception as reception
+from tests.tasks.receive.conftest import spool as spool
+from tests.tasks.receive.test_listener import Listen
+from tests.tasks.receive.test_listener import listen as listen
+from tests.tasks.receive.test_transport import connect, echoes, ended
 
 MB = 1 << 20
 
@@ -186,6 +194,16 @@ def test_a_boundary_in_parts_that_are_numbered_beyond_all_numbers() -> None:
 @pytest.mark.parametrize("body", [b"[" * 100_000, b"[" + b'{"00081140":{"vr":"SQ","Value":[' * 3000])
 def test_an_answer_nested_without_end(body: bytes) -> None:
     dicomweb.target(b"application/dicom+json\n" + body)
+
+
+def test_a_request_for_no_service(listen: Listen, caplog: pytest.LogCaptureFixture) -> None:
+    # An application context's item in place of the abstract syntax: pynetdicom's negotiation ended its thread.
+    listener, wanted = listen(), upper_layer.request()
+    with connect(listener.port) as peer:
+        peer.sendall(wanted.replace(b"\x30\0\0\x11", b"\x10\0\0\x11", 1))
+        ended(peer)
+    until(lambda: "an association is ended (TypeError)" in caplog.text, "the listener to say why")
+    assert echoes(listener.port)
 
 
 def test_what_a_service_trips_over_is_told_without_what_was_sent(
