@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.artifacts import show_table
+from flows.artifacts import show_pairs, show_table
 from flows.drifting import DRIFT_COLUMNS, drift
 from flows.environment import open_stores
 from flows.parts import THREADS
+from flows.views import account_told
 from models.settings import Settings
 from models.watching import Watched
 from tasks.register import door as registering
+from tasks.stores.account import account
 from tasks.stores.house import Stores
 from tasks.watch import door as watching
 
@@ -18,7 +20,9 @@ from tasks.watch import door as watching
 @flow(name="watch", flow_run_name="watch what serves", task_runner=THREADS)
 def watch(models: tuple[str, ...] = ()) -> tuple[Watched, ...]:
     """The last predictions of each model that serves beside what it was made and judged on; what has moved is told."""
-    found = watched(open_stores(), models or Settings.load().arrivals.models)
+    stores = open_stores()
+    show_pairs("studies", "Every study that was received", account_told(account(stores.catalog)))
+    found = watched(stores, models or Settings.load().arrivals.models)
     columns = [column or "moved" for column in DRIFT_COLUMNS]
     show_table("drift", "What has moved", [dict(zip(columns, row, strict=True)) for row in drift(found)])
     return found

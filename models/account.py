@@ -69,9 +69,9 @@ class Account:
     unfiled: int = 0
 
     @classmethod
-    def of(cls, received: int, standings: Mapping[str, int], *, instances: int = 0, unfiled: int = 0) -> Account:
+    def of(cls, received: int, standings: Mapping[Standing, int], *, instances: int = 0, unfiled: int = 0) -> Account:
         """From how many stand how."""
-        each = {standing.value: standings.get(standing.value, 0) for standing in Standing}
+        each = {standing.value: standings.get(standing, 0) for standing in Standing}
         return cls(received=received, instances=instances, unfiled=unfiled, **each)
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from models.hashing import content_key
@@ -58,6 +58,8 @@ class Completer:
             if not instances or session.get(StudyVersionRow, key) is not None:
                 return 0
             row.version += 1
+            before = (StudyVersionRow.study == study, StudyVersionRow.latest)
+            session.execute(update(StudyVersionRow).where(*before).values(latest=False))
             version = StudyVersionRow(
                 version=key,
                 study=study,

@@ -1,21 +1,40 @@
-"""How far every study that was received has got: counted in one pass, and told by name where it does not add up."""
+"""How far every study that was received has got: counted by indexes, and told by name where it does not add up.
+
+Two counts that know nothing of each other meet: of the studies that came, and of the latest versions by their outcomes.
+What a study stands as beyond that (more of it comes, a delivery waits) is looked at for the few of which it is so.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Select, and_, case, exists, func, select
-from sqlalchemy.orm import aliased
+from sqlalchemy import Select, and_, exists, func, literal_column, select
+from sqlalchemy.orm import Session, aliased
 
-from models.account import Account, Standing
+from models.account import DELIVERED, Account, Standing
 from tasks.stores.catalog import Catalog
 from tasks.stores.tables import ArrivalRow, DeliveryRow, OutboxRow, QuarantineRow, StudyVersionRow
 
+_AT_REST: Final = {
+    "": Standing.TO_BE_ANALYSED,
+    "failed": Standing.FAILED,
+    "quarantined": Standing.QUARANTINED,
+    "delivered": Standing.SENT,
+    "waiting": Standing.SENT,
+    "refused": Standing.SENT,
+    "predicted": Standing.NOTHING_TO_SEND,
+    "ingested": Standing.NOTHING_TO_SEND,
+    "nothing-fits": Standing.NOTHING_TO_SEND,
+}
+"""By the latest version's outcome, where nothing comes in, waits or was refused: that, the deliveries say."""
 _MEANT_FOR_SENDING: Final = ("delivered", "waiting", "refused")
-"""Outcomes of versions of which something was to be sent; what became of that, the deliveries say."""
-_AT_AN_END: Final = ("predicted", "ingested", "nothing-fits")
+_ENDED: Final = tuple(outcome for outcome, standing in _AT_REST.items() if standing in DELIVERED)
+_NONE: Final[Any] = literal_column("NULL")
+_ONE: Final[Any] = literal_column("1")
+"""As the index has it: of a parameter SQLite cannot know that it is the same."""
 _AT_THE_DOOR: Final = "receive"
 """The stage of what was set aside as it came."""
 
@@ -30,13 +49,18 @@ class Stray:
 
 def account(catalog: Catalog) -> Account:
     """All studies by standing, at one moment."""
-    standing = _standing()
-    received = select(func.count(), func.coalesce(func.sum(ArrivalRow.instances), 0)).select_from(ArrivalRow)
+    arrived = select(func.count(), func.coalesce(func.sum(ArrivalRow.instances), 0)).select_from(ArrivalRow)
     still_open = (QuarantineRow.resolved_at.is_(None), QuarantineRow.stage == _AT_THE_DOOR)
+    latest = select(StudyVersionRow.outcome, func.count()).where(StudyVersionRow.latest)
     with catalog.reading() as session:
-        studies, instances = session.execute(received).one()
-        found = session.execute(_placed(standing.label("standing"), func.count()).group_by("standing"))
-        standings = {str(name): int(number) for name, number in found}
+        studies, instances = session.execute(arrived).one()
+        standings = Counter[Standing]()
+        for outcome, number in session.execute(latest.group_by(StudyVersionRow.outcome)):
+            standings[_AT_REST.get(outcome, Standing.ASTRAY)] += number
+        for outcome, standing, number in _elsewhere(session):
+            if outcome is not None:
+                standings[_AT_REST.get(outcome, Standing.ASTRAY)] -= number
+            standings[standing] += number
         unfiled = session.scalar(select(func.count()).select_from(QuarantineRow).where(*still_open)) or 0
     return Account.of(int(studies), standings, instances=int(instances), unfiled=unfiled)
 
@@ -51,64 +75,59 @@ def strays(catalog: Catalog, limit: int = 20) -> tuple[Stray, ...]:
         )
 
 
-def _placed(*what: Any) -> Select[Any]:
-    """Every study that was received, with its latest version and what is not right with its deliveries."""
-    latest = and_(StudyVersionRow.study == ArrivalRow.study, StudyVersionRow.number == ArrivalRow.version)
-    return (
-        select(*what)
-        .select_from(ArrivalRow)
-        .outerjoin(StudyVersionRow, latest)
-        .outerjoin(_UNSENT, _UNSENT.c.study == ArrivalRow.study)
-        .outerjoin(_REFUSED, _REFUSED.c.study == ArrivalRow.study)
-    )
-
-
-_UNSENT: Final = select(DeliveryRow.study).where(DeliveryRow.state == "waiting").distinct().subquery("unsent")
-_LATER: Final = aliased(DeliveryRow)
-_REFUSED: Final = (  # unless what was made of a later version is on its way there, or arrived
-    select(DeliveryRow.study)
-    .where(
-        DeliveryRow.state == "refused",
-        ~exists().where(
-            _LATER.study == DeliveryRow.study,
-            _LATER.destination == DeliveryRow.destination,
-            _LATER.created_at > DeliveryRow.created_at,
-        ),
-    )
-    .distinct()
-    .subquery("refused")
-)
-
-
-def _standing() -> Any:
-    outcome = StudyVersionRow.outcome
+def _elsewhere(session: Session) -> Iterator[tuple[str | None, Standing, int]]:
+    """Latest outcome (None: there is no version), standing and number of the studies that do not stand by it."""
+    version, latest = StudyVersionRow, StudyVersionRow.latest
+    # By no index of the outcomes, which would lead through all of them: by the few studies.
+    outcome = func.coalesce(version.outcome, _NONE).label("said")
+    said = select(outcome, func.count()).group_by("said")
+    coming = said.select_from(ArrivalRow).outerjoin(version, and_(version.study == ArrivalRow.study, latest))
+    for found, number in session.execute(coming.where(ArrivalRow.waiting > 0)):
+        yield found, Standing.COMING_IN, number
+    at_rest = exists().where(ArrivalRow.study == version.study, ArrivalRow.waiting == 0)
+    rests = said.where(latest, at_rest)
+    unsent, refused = version.study.in_(_UNSENT), version.study.in_(_REFUSED)
+    for found, number in session.execute(rests.where(unsent)):
+        if found in _ENDED:
+            yield found, Standing.IN_OUTBOX, number
+    for found, number in session.execute(rests.where(refused, ~unsent)):
+        if found in _ENDED:
+            yield found, Standing.REFUSED, number
     # The results of an earlier version are not sent again where the latest one says the same.
-    told_before = and_(ArrivalRow.version > 1, exists().where(DeliveryRow.study == ArrivalRow.study))
-    return case(
-        (ArrivalRow.waiting > 0, Standing.COMING_IN.value),
-        (outcome.is_(None), Standing.ASTRAY.value),
-        (outcome == "", Standing.TO_BE_ANALYSED.value),
-        (outcome == "failed", Standing.FAILED.value),
-        (outcome == "quarantined", Standing.QUARANTINED.value),
-        (_UNSENT.c.study.is_not(None), Standing.IN_OUTBOX.value),
-        (_REFUSED.c.study.is_not(None), Standing.REFUSED.value),
-        (outcome.in_(_MEANT_FOR_SENDING), Standing.SENT.value),
-        (and_(outcome.in_(_AT_AN_END), told_before), Standing.SENT.value),
-        (outcome.in_(_AT_AN_END), Standing.NOTHING_TO_SEND.value),
-        else_=Standing.ASTRAY.value,
-    )
+    before = exists().where(DeliveryRow.study == version.study)
+    again = said.where(version.number > _ONE, latest.is_(True), at_rest, before, ~unsent, ~refused)
+    for found, number in session.execute(again):
+        if _AT_REST.get(str(found)) is Standing.NOTHING_TO_SEND:
+            yield found, Standing.SENT, number
+
+
+_UNSENT: Final = select(DeliveryRow.study).where(DeliveryRow.state == "waiting")
+_LATER: Final = aliased(DeliveryRow)
+_REFUSED: Final = select(DeliveryRow.study).where(  # unless what was made of a later version came, or is on its way
+    DeliveryRow.state == "refused",
+    ~exists().where(
+        _LATER.study == DeliveryRow.study,
+        _LATER.destination == DeliveryRow.destination,
+        _LATER.created_at > DeliveryRow.created_at,
+    ),
+)
 
 
 def _lost() -> Iterator[tuple[str, Select[Any]]]:
     """Why, and the studies."""
     version, study = StudyVersionRow, StudyVersionRow.study.label("study")
+    latest = exists().where(version.study == ArrivalRow.study, version.latest)
     yield (
-        "nothing of it waits, and it has no version with an outcome that is known",
-        _placed(ArrivalRow.study.label("study")).where(_standing() == Standing.ASTRAY.value),
+        "nothing of it waits, and it was never held to be whole",
+        select(ArrivalRow.study.label("study")).where(ArrivalRow.waiting == 0, ~latest),
+    )
+    yield (
+        "its latest version has an outcome that is not known",
+        select(study).where(version.latest, version.outcome.not_in(tuple(_AT_REST))),
     )
     same = aliased(version)
-    two = exists().where(same.study == version.study, same.number == version.number, same.version != version.version)
-    yield "two versions of it bear one number", select(study).where(two).distinct()
+    two = exists().where(same.study == version.study, same.latest, same.version != version.version)
+    yield "two versions of it are the latest", select(study).where(version.latest, two).distinct()
     known = exists().where(ArrivalRow.study == version.study)
     yield "it was held to be whole, and is not among those received", select(study).where(~known).distinct()
     delivery = exists().where(DeliveryRow.study == version.study)

@@ -24,7 +24,7 @@ from models.errors import IntegrityError, ServiceUnavailableError, SettingsError
 from tasks.stores.locks import held, who_holds
 from tasks.stores.tables import Base, CursorRow, now
 
-HEAD = "0006"
+HEAD = "0007"
 KEYS_AT_ONCE: Final = 400
 """Values in one IN: databases bound how many."""
 ROWS_AT_ONCE: Final = 2000

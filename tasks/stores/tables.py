@@ -61,9 +61,9 @@ class Base(MappedAsDataclass, DeclarativeBase, kw_only=True):
     }
 
 
-def _partial(name: str, *columns: str, where: str) -> Index:
-    """An index of the few rows that are looked for again and again."""
-    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
+def _partial(name: str, *columns: str, where: str, lite: str = "") -> Index:
+    """An index of the few rows that are looked for again and again. `lite`: as SQLite has it, without booleans."""
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(lite or where))
 
 
 class StudyRow(Base):
@@ -333,11 +333,12 @@ class StudyVersionRow(Base):
     __tablename__ = "study_versions"
     __table_args__ = (
         Index("ix_study_versions_outcome_completed_at", "outcome", "completed_at"),
-        # What the account of all studies needs, without the rows and their long lists.
-        Index("ix_study_versions_latest", "study", "number", "outcome", "version"),
+        # Where every study stands, without the rows and their long lists.
+        _partial("ix_study_versions_latest", "outcome", where="latest", lite="latest = 1"),
+        _partial("ix_study_versions_later", "study", where="number > 1"),
     )
     version: Mapped[str] = mapped_column(primary_key=True)  # content key of (study, instance digests)
-    study: Mapped[str]
+    study: Mapped[str] = mapped_column(index=True)
     number: Mapped[int]
     instances: Mapped[list[Any]]  # digests, sorted
     why: Mapped[str]  # quiet, told, cap
@@ -349,6 +350,7 @@ class StudyVersionRow(Base):
     run: Mapped[str] = mapped_column(default="")  # the flow run that has it
     outcome: Mapped[str] = mapped_column(default="")  # tasks.receive.versions.Outcome
     detail: Mapped[str] = mapped_column(default="")
+    latest: Mapped[bool] = mapped_column(default=True)  # of its study
 
 
 class CursorRow(Base):

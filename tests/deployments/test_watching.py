@@ -63,6 +63,8 @@ def test_a_run_raises_alerts_once_and_the_commands_show_them(
     assert Outbox(stores.catalog).waiting("event") == len(raised)
     (table,) = served.post("/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["drift"]}}})
     assert "median of intensities" in table["data"]
+    (table,) = served.post("/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["studies"]}}})
+    assert "0 = 0 delivered + 0 quarantined + 0 waiting" in table["data"]
 
     told = nocturne("drift", home=home)
     assert told.returncode == 0, told.stderr

@@ -222,7 +222,7 @@ class Crowd:
         outcome = "failed" if s % 5000 == 17 else "delivered" if self.modality(s) == "DX" else "nothing-fits"
         return (
             *(key("version", s), uid("study", s), 1, digests, "quiet", "[]", "listener", at, at, at, "run", outcome),
-            "",
+            *("", True),
         )
 
     def _arrival(self, s: int) -> Row:
