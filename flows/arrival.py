@@ -15,6 +15,7 @@ from models.refs import AnalysisRef, StudyVersionRef
 from models.settings import Settings
 from tasks.deliver import door as delivering
 from tasks.deliver.door import Delivered
+from tasks.ingest import door as ingesting
 from tasks.predict import door as predicting
 from tasks.receive import door as receiving
 from tasks.receive.door import Outcome
@@ -45,6 +46,8 @@ def study_arrived(version: StudyVersionRef) -> Handled:
         serving = registering.serving(stores, settings.arrivals.models, settings.arrivals.shadow)
         described = [read_description(stores.packages.local(model.package.key)) for model in serving]
         arrived = ingest(study.batch, tuple(package.recipe.images for package in described))
+        if arrived.volumes and arrived.already_there:
+            ingesting.mend(stores, arrived.volumes)
         analyses = tuple(
             predicting.analyse(stores, version, model.package, arrived.volumes, model.name, model.version, model.role)
             for model in (serving if arrived.volumes else ())

@@ -43,6 +43,7 @@ def _night(recipe: Recipe, batch: BatchRef | None, approval: bool, approval_hour
     stores = patiently(open_stores)()
     if batch is not None:
         ingest(batch, recipe.images)
+    ingesting.mend(stores, ())
     correcting.correct(stores)
 
     real = for_this_night(ingesting.build)(stores, recipe)

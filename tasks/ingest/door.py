@@ -5,8 +5,9 @@ from __future__ import annotations
 from prefect.logging import get_run_logger
 
 from models.recipe import Recipe
-from models.refs import BatchRef, DatasetRef, SeriesRef
+from models.refs import BatchRef, DatasetRef, SeriesRef, VolumeRef
 from tasks.door import door
+from tasks.ingest import again
 from tasks.ingest.build import build_dataset
 from tasks.ingest.labels.run import LabelIngestor, LabelOutcome
 from tasks.ingest.parts import each
@@ -32,6 +33,17 @@ def ingest_labels(stores: Stores, refs: tuple[SeriesRef, ...], part: int) -> tup
     """SEG and RTSTRUCT to masks on their images' grids; needs the images first."""
     reader = LabelIngestor(stores.catalog, stores.vault, stores.volumes, stores.pseudonymizer)
     return each(reader.ingest, counted("labels", refs), get_run_logger().warning)
+
+
+@door("mend volumes", run_name="mend volumes", minutes=60)
+def mend(stores: Stores, volumes: tuple[VolumeRef, ...]) -> None:
+    """Volumes that are damaged are taken anew from their source; what cannot be is told, and set aside where it is met.
+
+    Without `volumes`, all that were set aside for that.
+    """
+    left = again.mend(stores, volumes) if volumes else again.mend_set_aside(stores)
+    for _, error in left:
+        get_run_logger().warning(str(error))
 
 
 @door("build dataset", run_name="build dataset for {recipe.name}", minutes=10)

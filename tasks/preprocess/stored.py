@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from models.dataset import Dataset, DatasetRow
-from models.errors import NocturneError, NotFoundError, NothingToDoError, RecipeError
+from models.errors import IntegrityError, NocturneError, NotFoundError, NothingToDoError, RecipeError
 from models.hashing import content_key
 from models.plan import Plan
 from models.recipe import Recipe
@@ -27,7 +28,7 @@ from tasks.preprocess.run import Case, Reading, case_key, fingerprint_dataset, p
 from tasks.preprocess.variables import plan_variables
 from tasks.preprocess.workers import of_this_house
 from tasks.stores.house import Stores
-from tasks.stores.tables import PlanRow, QuarantineRow, VolumeRow
+from tasks.stores.tables import PlanRow, QuarantineRow, VolumeRow, now
 from tasks.stores.unlabelled import unlabelled_cases
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 STAGE = "preprocess"
 _SHARE_OF_FREE_MEMORY = 0.75
+_PROVEN_BYTES = 4 << 30
+_log = logging.getLogger(__name__)
 
 
 def plan_training(stores: Stores, recipe: Recipe, ref: DatasetRef, champion: PackageRef | None = None) -> PlanRef:
@@ -102,6 +105,7 @@ def prepare_planned(stores: Stores, recipe: Recipe, ref: PlanRef) -> PreparedRef
     cases += _unlabelled(stores, recipe, plan)
     reading = _reading(recipe, dataset)
     grids = plan.grids
+    _discard_damaged(stores, sorted({case_key(case, reading, grid) for case in cases for grid in grids}))
     new = [case for case in cases if not all(stores.prepared.exists(case_key(case, reading, grid)) for grid in grids)]
     with _client(stores, new) as client:
         outcomes = [prepare_dataset(client, cases, reading, grid, _root(stores)) for grid in grids]
@@ -114,6 +118,24 @@ def prepare_planned(stores: Stores, recipe: Recipe, ref: PlanRef) -> PreparedRef
             hint="`nocturne status` lists them with their reasons",
         )
     return PreparedRef.to(content_key("prepared", sorted(key for outcome in outcomes for key in outcome.done.values())))
+
+
+def _discard_damaged(stores: Stores, keys: Sequence[str]) -> None:
+    """Remove prepared cases that are damaged, so that they are made anew: every night lost files and cut ones, and by
+    checksum as many as `_PROVEN_BYTES`, others each night.
+    """
+    left, day = _PROVEN_BYTES, f"{now():%Y-%m-%d}"
+    for key in sorted(keys, key=lambda key: content_key(day, key)):
+        try:
+            case = stores.prepared.open(key)
+            left -= case.image.nbytes
+            if left >= 0:
+                stores.prepared.verify(key)
+        except NotFoundError:
+            continue
+        except IntegrityError as error:
+            _log.warning("prepared case %s is made anew: %s", key, error.what)
+            stores.prepared.remove(key)
 
 
 def _cases(stores: Stores, recipe: Recipe, rows: Sequence[DatasetRow]) -> list[Case]:

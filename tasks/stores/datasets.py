@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pandas as pd
 
 from models import schemas
 from models.dataset import Dataset, DatasetRow
-from models.errors import IntegrityError
+from models.errors import IntegrityError, SchemaError
 from models.refs import DatasetRef
 from tasks.stores.places import Place, open_place
 from tasks.stores.tables import DatasetRecord
 
+_log = logging.getLogger(__name__)
 ROWS = "rows.parquet"
 HEADER = "dataset.json"
 _COLUMNS = [field.name for field in fields(DatasetRow)]
@@ -29,8 +31,14 @@ class DatasetStore:
         self.place: Place = open_place(url, scratch=scratch)
 
     def write(self, dataset: Dataset) -> DatasetRef:
-        """Publish a manifest; one that is there already is kept. Raises SchemaError for rows that break the schema."""
+        """Publish a manifest; one that is there already is kept, if it is whole.
+
+        Raises SchemaError for rows that break the schema.
+        """
         key = dataset.key
+        if self.place.exists(key) and not self._whole(key):
+            _log.warning("the manifest of dataset %s was damaged and is written anew", key)
+            self.place.remove(key)
         if not self.place.exists(key):
             frame = _checked(pd.DataFrame([row.plain() for row in dataset.rows], columns=_COLUMNS), key)
             header = {"name": dataset.name, "kind": dataset.kind, "classes": list(dataset.classes)}
@@ -40,6 +48,13 @@ class DatasetStore:
                 (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
                 self.place.publish(folder, key)
         return DatasetRef.to(key)
+
+    def _whole(self, key: str) -> bool:
+        try:
+            self.read(key)
+        except (IntegrityError, SchemaError):
+            return False
+        return True
 
     def members(self, key: str) -> tuple[frozenset[str], frozenset[str]]:
         """The volumes (those beside others too) and the labels in a dataset, and nothing else of it.

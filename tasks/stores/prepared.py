@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import resource
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -38,6 +39,8 @@ COMPOSED = 1
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 _ATTRIBUTES = "nocturne"
+_CHECKSUMS = "checksums"
+_BLOCK = 1 << 20
 _HALF_MOST = float(np.finfo(np.float16).max)
 _HINT = "remove it and prepare the dataset again"
 
@@ -129,12 +132,13 @@ class PreparedStore:
         if self.exists(key):
             return
         with self._place.staging() as folder:
-            group = zarr.create_group(folder, attributes={_ATTRIBUTES: _to_json(about)})
+            group = zarr.create_group(folder)
             _put(group, "image", image.astype(_fitting_type(image), copy=False), ("c", "z", "y", "x"))
             if mask is not None:
                 _put(group, "mask", np.asarray(mask, np.uint8), ("z", "y", "x"))
                 for value, places in class_locations(mask, key, regions=about.regions).items():
                     _put(group, f"locations/{value}", places, ("voxel", "axis"))
+            group.attrs[_ATTRIBUTES] = {**_to_json(about), _CHECKSUMS: _checksums(folder)}
             self._place.publish(folder, key)
 
     def open(self, key: str) -> PreparedCase:
@@ -153,6 +157,17 @@ class PreparedStore:
             raise IntegrityError("its arrays do not lie on its grid", where=key, hint=_HINT)
         return PreparedCase(key, image, mask, about, locations)
 
+    def verify(self, key: str) -> None:
+        """As `open`, and that every array's checksum holds: reads the whole case. Raises NotFoundError, IntegrityError.
+
+        Of cases from before there were checksums, the files' lengths are compared alone.
+        """
+        self.open(key)
+        folder = self._place.local(key)
+        known = _metadata(folder)["attributes"][_ATTRIBUTES].get(_CHECKSUMS)
+        if known is not None and known != _checksums(folder):
+            raise IntegrityError("its prepared arrays are not what was written", where=key, hint=_HINT)
+
     def exists(self, key: str) -> bool:
         """Whether the case is published."""
         return self._place.exists(key)
@@ -168,6 +183,20 @@ class PreparedStore:
     def sweep(self, keep: Collection[str], *, older_than_seconds: float = 24 * 3600) -> list[str]:
         """Remove the cases that are not to be kept and what killed writers left; returns what went."""
         return self._place.sweep(frozenset(keep), older_than_seconds=older_than_seconds)
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of each array's chunk file, by the array's path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "zarr.json")
+    return {path.relative_to(folder).as_posix(): _crc(path) for path in files}
+
+
+def _crc(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def class_locations(

@@ -46,6 +46,30 @@ def write_shards(folder: Path, array: NDArray[Any], chunks: Sequence[int], shard
             _write_shard(path, array[inside], chunks, counts, pool)
 
 
+def index_bytes(number: int) -> int:
+    """Of the index of a shard of `number` chunks, its checksum included: no shard is shorter."""
+    return 16 * number + _CHECKSUM
+
+
+def check_shard(path: Path, number: int) -> bool:
+    """Whether the checksums hold of a shard's index and of its `number` chunks; nothing is unpacked."""
+    content = path.read_bytes()
+    length = index_bytes(number)
+    if len(content) < length or not _holds(content[-length:]):
+        return False
+    index = np.frombuffer(content[-length:-_CHECKSUM], "<u8").reshape(-1, 2)
+    view, end = memoryview(content), len(content) - length
+    for offset, size in ((int(o), int(n)) for o, n in index if (o, n) != (_ABSENT, _ABSENT)):
+        if size < _CHECKSUM or offset + size > end or not _holds(bytes(view[offset : offset + size])):
+            return False
+    return True
+
+
+def _holds(content: bytes) -> bool:
+    """Whether a part is followed by its own checksum."""
+    return _checksum(content[:-_CHECKSUM]) == content[-_CHECKSUM:]
+
+
 def _write_shard(
     path: Path, array: NDArray[Any], chunks: Sequence[int], counts: Sequence[int], pool: ThreadPoolExecutor
 ) -> None:

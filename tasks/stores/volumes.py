@@ -25,7 +25,7 @@ from models.errors import IntegrityError
 from models.geometry import Geometry
 from models.volume import Mask, MaskSource, Segment, Unit, Volume
 from tasks.stores.places import Place, open_place
-from tasks.stores.shards import COMPRESSOR, LEVEL, write_shards
+from tasks.stores.shards import COMPRESSOR, LEVEL, check_shard, index_bytes, write_shards
 
 INNER = (32, 64, 64)
 SHARD_SLICES = 128
@@ -64,6 +64,15 @@ class VolumeStore:
         """Whether a volume or mask is there."""
         return self.place.exists(key)
 
+    def verify(self, key: str) -> None:
+        """That a volume or mask is whole, by its checksums. Raises NotFoundError, IntegrityError."""
+        _, array, _ = self._open(key, "geometry")
+        with _told(key):
+            chunks = _chunks_in_a_shard(array)
+            for path in _shard_files(self.place.local(key)):
+                if path.is_file() and not check_shard(path, chunks):
+                    raise ValueError("a checksum does not hold")
+
     def open(self, key: str) -> StoredVolume:
         """A handle on a volume; reads nothing but its attributes. Raises NotFoundError, IntegrityError."""
         return StoredVolume(*self._open(key, "modality"))
@@ -99,10 +108,11 @@ class VolumeStore:
             array, about = cast("zarr.Array", group["0"]), cast("dict[str, Any]", group.attrs[_ATTRIBUTES])
             if must_have not in about:
                 raise KeyError(must_have)
-            # A shard that is missing would be read as zeros.
+            # A shard that is missing, or too short for its index, would be read as zeros.
             expected = math.prod(-(-n // shard) for n, shard in zip(array.shape, array.shards or (), strict=True))
-            if sum(path.is_file() for path in (folder / "0" / "c").rglob("*")) != expected:
-                raise ValueError("shards are missing")
+            least = index_bytes(_chunks_in_a_shard(array))
+            if sum(path.is_file() and path.stat().st_size >= least for path in _shard_files(folder)) != expected:
+                raise ValueError("shards are missing or empty")
             return key, array, about
 
 
@@ -176,8 +186,16 @@ def _told(key: str) -> Iterator[None]:
         raise IntegrityError(
             f"its stored bytes are damaged ({type(error).__name__})",
             where=key,
-            hint="remove it with `nocturne doctor --repair` and ingest its study again",
+            hint="it is taken anew from its source if that is still there; else ingest its study again",
         ) from error
+
+
+def _shard_files(folder: Path) -> Iterator[Path]:
+    return (folder / "0" / "c").rglob("*")
+
+
+def _chunks_in_a_shard(array: zarr.Array) -> int:
+    return math.prod(s // c for s, c in zip(array.shards or array.chunks, array.chunks, strict=True))
 
 
 def _blosc(dtype: np.dtype[Any]) -> BloscCodec:
