@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows.commands.data import clinical, dataset, labels
+from flows.commands.keys import keys
 from flows.commands.lineage import lineage
 from flows.commands.looking import status
 from flows.commands.models import models
@@ -31,6 +32,7 @@ app.add_typer(clinical, name="clinical")
 app.add_typer(dataset, name="dataset")
 app.add_typer(models, name="models")
 app.add_typer(running, name="run")
+app.add_typer(keys, name="keys")
 app.command()(lineage)
 
 

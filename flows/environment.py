@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models.settings import Settings
 from tasks.stores.house import DaskTls, Locations, Stores
-from tasks.stores.secrets import load_or_create_secret, secret_from_text
+from tasks.stores.secrets import load_or_create_secret, secret_from_text, vault_keys
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -53,7 +53,7 @@ def open_stores(settings: Settings | None = None) -> Stores:
     """
     settings = settings or Settings.load()
     settings.home.mkdir(parents=True, exist_ok=True)
-    secret, key = settings.secret.get_secret_value(), settings.vault_key.get_secret_value()
+    secret, keys = settings.secret.get_secret_value(), vault_keys(settings.home, given_vault_key(settings))
     return _kept(
         Locations(
             home=settings.home,
@@ -66,7 +66,8 @@ def open_stores(settings: Settings | None = None) -> Stores:
             spool=settings.spool_folder(),
             tracking=settings.tracking(),
             secret=secret_from_text(secret) if secret else load_or_create_secret(settings.home / "secret"),
-            vault_key=secret_from_text(key) if key else load_or_create_secret(settings.home / "vault.key"),
+            vault_key=keys.sealing,
+            older_vault_keys=keys.opening,
             dask_address=settings.dask_address,
             dask_tls=_tls(settings),
             dask_unencrypted=settings.dask_unencrypted,
@@ -75,6 +76,12 @@ def open_stores(settings: Settings | None = None) -> Stores:
             training_processes=settings.training_processes,
         )
     )
+
+
+def given_vault_key(settings: Settings) -> bytes | None:
+    """The vault's key, where the environment or the settings' file say it. Raises SettingsError."""
+    key = settings.vault_key.get_secret_value()
+    return secret_from_text(key, where="vault_key") if key else None
 
 
 _opened: dict[int, Stores] = {}

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.errors import SettingsError
 from models.hashing import content_key
 from models.pseudonyms import Pseudonymizer
 from models.refs import BatchRef
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from tasks.stores.transforms import TransformStore
     from tasks.stores.vault import Vault
     from tasks.stores.volumes import VolumeStore
+
+
+_MADE_WITH = "secret"
+"""Beside this name the catalog keeps the public name of the secret that its pseudonyms are made with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class Locations:
     tracking: str = field(repr=False)
     secret: bytes = field(repr=False)
     vault_key: bytes = field(repr=False)
+    older_vault_keys: tuple[bytes, ...] = field(default=(), repr=False)  # they open what they sealed
     dask_address: str = ""
     dask_tls: DaskTls | None = None
     dask_unencrypted: bool = False
@@ -84,17 +90,30 @@ class Stores:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """The SQL record of what is known."""
+        """The SQL record of what is known. Raises SettingsError where its pseudonyms are another secret's."""
         from tasks.stores.catalog import Catalog
 
-        return Catalog(self.locations.database)
+        catalog = Catalog(self.locations.database)
+        known = catalog.marked(_MADE_WITH)
+        if known is None:
+            catalog.mark(_MADE_WITH, self.pseudonymizer.key_id)
+        elif known != self.pseudonymizer.key_id:
+            # One patient under two pseudonyms could be learnt from and judged by.
+            catalog.close()
+            raise SettingsError(
+                f"its pseudonyms were made with secret {known}, this one is {self.pseudonymizer.key_id}",
+                where="catalog",
+                hint="restore the file `secret` or NOCTURNE_SECRET; `nocturne keys renew` begins anew with another",
+                reason="another-secret",
+            )
+        return catalog
 
     @cached_property
     def vault(self) -> Vault:
         """Original identifiers, sealed."""
         from tasks.stores.vault import Vault
 
-        return Vault(self.catalog, self.locations.vault_key)
+        return Vault(self.catalog, self.locations.vault_key, *self.locations.older_vault_keys)
 
     @cached_property
     def spool(self) -> Spool:

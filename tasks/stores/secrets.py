@@ -1,4 +1,10 @@
-"""Secrets of one installation: 32 random bytes in a file that its owner alone can read, or from the environment."""
+"""Secrets of one installation: 32 random bytes in a file that its owner alone can read, or from the environment.
+
+secret                  what pseudonyms are made with
+vault.key               what seals the vault
+vault.key.next          what is to seal it from now on: there while a rotation is on its way (`tasks.stores.keys`)
+vault.key.retired-<id>  what sealed it before: for backups of the catalog from before, until those are gone
+"""
 
 from __future__ import annotations
 
@@ -7,12 +13,44 @@ import os
 import secrets
 import stat
 from base64 import b64decode
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from models.errors import SettingsError
+from models.hashing import content_key
 from tasks.stores.places import sync_folder
 
 SECRET_BYTES = 32
+KEY: Final = "vault.key"
+NEXT: Final = f"{KEY}.next"
+RETIRED: Final = f"{KEY}.retired-"
+
+
+@dataclass(frozen=True, slots=True)
+class VaultKeys:
+    """`sealing` seals; `opening` are the others by which records may be sealed."""
+
+    sealing: bytes = field(repr=False)
+    opening: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+def vault_keys(home: Path, given: bytes | None = None) -> VaultKeys:
+    """The keys of this home; `given` is the one from the environment, in place of the file `vault.key`.
+
+    The file is made where there is none. Raises SettingsError for a file that others may read, or of another length.
+    """
+    current = given or load_or_create_secret(home / KEY)
+    following = load_secret(home / NEXT) if (home / NEXT).exists() else None
+    retired = [load_secret(path) for path in sorted(home.glob(f"{RETIRED}*"))]
+    if following is None or following == current:
+        return VaultKeys(current, tuple(retired))
+    return VaultKeys(following, (current, *retired))
+
+
+def key_id(key: bytes) -> str:
+    """A key's public name, 8 hexadecimal digits: it says nothing of the key."""
+    return content_key("vault key", key.hex())[:8]
 
 
 def load_or_create_secret(path: Path) -> bytes:
@@ -22,18 +60,19 @@ def load_or_create_secret(path: Path) -> bytes:
     of another length, or in a place that cannot be used.
     """
     try:
-        try:
-            return _load(path)
-        except FileNotFoundError:
+        if not path.exists():
             _create(path)
-            return _load(path)
     except OSError as error:
-        raise SettingsError(
-            f"the secret cannot be read or made: {error.strerror}",
-            where=path.name,
-            hint="give the user that runs Nocturne its own folder, or set the secret in the environment",
-            reason="secret-unusable",
-        ) from None
+        raise _unusable(path, error) from None
+    return load_secret(path)
+
+
+def load_secret(path: Path) -> bytes:
+    """The secret in `path`. Raises SettingsError as `load_or_create_secret`, and where there is none."""
+    try:
+        return _load(path)
+    except OSError as error:
+        raise _unusable(path, error) from None
 
 
 def secret_from_text(text: str, *, where: str = "secret") -> bytes:
@@ -51,6 +90,15 @@ def secret_from_text(text: str, *, where: str = "secret") -> bytes:
             reason="secret-malformed",
         )
     return secret
+
+
+def _unusable(path: Path, error: OSError) -> SettingsError:
+    return SettingsError(
+        f"the secret cannot be read or made: {error.strerror}",
+        where=path.name,
+        hint="give the user that runs Nocturne its own folder, or set the secret in the environment",
+        reason="secret-unusable",
+    )
 
 
 def _load(path: Path) -> bytes:

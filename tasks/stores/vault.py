@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy.orm import Session
 
 from models.errors import IntegrityError, NotFoundError, SettingsError
-from models.hashing import content_key
 from tasks.stores.catalog import Catalog
+from tasks.stores.secrets import key_id
 from tasks.stores.tables import VaultRow, now
 
 _NONCE_BYTES: Final = 12
@@ -27,14 +27,16 @@ _ZLIB: Final = b"x"
 
 
 class Vault:
-    """Sealed JSON records by (kind, key). `key` is 32 bytes and stays outside the database."""
+    """Sealed JSON records by (kind, key). `key` is 32 bytes and stays outside the database; `others` only open."""
 
-    def __init__(self, catalog: Catalog, key: bytes) -> None:
-        if len(key) != 32:
-            raise SettingsError(f"the vault's key must have 32 bytes, not {len(key)}", where="vault")
+    def __init__(self, catalog: Catalog, key: bytes, *others: bytes) -> None:
+        for one in (key, *others):
+            if len(one) != 32:
+                raise SettingsError(f"the vault's key must have 32 bytes, not {len(one)}", where="vault")
         self._catalog = catalog
+        self.key_id = key_id(key)
         self._cipher = AESGCM(key)
-        self.key_id = content_key("vault key", key.hex())[:8]
+        self._others = {key_id(one): AESGCM(one) for one in others}
 
     def put(self, kind: str, key: str, value: Any) -> None:
         """Seal a JSON value; an earlier one under the same kind and key is replaced."""
@@ -48,10 +50,12 @@ class Vault:
 
     def seal(self, session: Session, kind: str, key: str, value: Any) -> None:
         """As `put`, within a transaction."""
-        nonce = os.urandom(_NONCE_BYTES)
-        sealed = self._cipher.encrypt(nonce, _packed(value), _bound(kind, key))
-        row = {"key_id": self.key_id, "nonce": nonce, "sealed": sealed, "created_at": now()}
+        row = {**self._sealed(kind, key, _packed(value)), "created_at": now()}
         self._catalog.put(session, VaultRow, {"kind": kind, "key": key}, row)
+
+    def resealed(self, row: VaultRow) -> dict[str, Any]:
+        """The columns of the same record under this vault's own key. Raises as `get`."""
+        return self._sealed(row.kind, row.key, self._opened(row))
 
     def get(self, kind: str, key: str) -> Any:
         """The record. Raises NotFoundError; SettingsError for another vault key; IntegrityError if it was changed."""
@@ -70,16 +74,32 @@ class Vault:
         with self._catalog.transaction() as session:
             session.query(VaultRow).filter(VaultRow.kind == kind, VaultRow.key == key).delete()
 
+    def _sealed(self, kind: str, key: str, told: bytes) -> dict[str, Any]:
+        nonce = os.urandom(_NONCE_BYTES)
+        return {
+            "key_id": self.key_id,
+            "nonce": nonce,
+            "sealed": self._cipher.encrypt(nonce, told, _bound(kind, key)),
+        }
+
     def _open(self, row: VaultRow) -> Any:
-        if row.key_id != self.key_id:
+        told = self._opened(row)
+        try:
+            return _unpacked(told)
+        except (ValueError, zlib.error):
+            raise IntegrityError("a vault record was changed after it was sealed", where=row.key) from None
+
+    def _opened(self, row: VaultRow) -> bytes:
+        cipher = self._cipher if row.key_id == self.key_id else self._others.get(row.key_id)
+        if cipher is None:
             raise SettingsError(
                 f"sealed with vault key {row.key_id}, this one is {self.key_id}",
                 where="vault",
                 hint="restore the key file that belongs to this catalog",
             )
         try:
-            return _unpacked(self._cipher.decrypt(row.nonce, row.sealed, _bound(row.kind, row.key)))
-        except (InvalidTag, ValueError, zlib.error):  # ValueError: a nonce of an impossible length
+            return cipher.decrypt(row.nonce, row.sealed, _bound(row.kind, row.key))
+        except (InvalidTag, ValueError):  # ValueError: a nonce of an impossible length
             raise IntegrityError("a vault record was changed after it was sealed", where=row.key) from None
 
 
