@@ -7,7 +7,7 @@ numbers follow from what was kept of each. The same cases give the same fingerpr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -98,6 +98,16 @@ def look_at_case(
     return CaseSample(facts, voxels, target, shows)
 
 
+def thinned(sample: CaseSample, cases: int, seed: int) -> CaseSample:
+    """With its share of the voxels that the statistics of so many cases rest on: what is held of all is bounded."""
+    channels, count = sample.voxels.shape
+    share = max(1, SAMPLES // (cases * channels))
+    if count <= share:
+        return sample
+    rng = np.random.default_rng(int(content_key("share", sample.facts.volume, seed)[:16], 16))
+    return replace(sample, voxels=sample.voxels[:, np.sort(rng.choice(count, share, replace=False))])
+
+
 def summarise(
     dataset: str,
     modality: str,
@@ -127,13 +137,7 @@ def summarise(
 def _intensities(samples: Sequence[CaseSample], seed: int) -> tuple[IntensityStats, ...]:
     """Per channel, over an equal share of every case."""
     channels = min(len(s.voxels) for s in samples)
-    share = max(1, SAMPLES // (len(samples) * channels))
-    pooled = []
-    for sample in samples:
-        rng = np.random.default_rng(int(content_key("share", sample.facts.volume, seed)[:16], 16))
-        count = sample.voxels.shape[1]
-        chosen = slice(None) if count <= share else np.sort(rng.choice(count, share, replace=False))
-        pooled.append(sample.voxels[:channels, chosen])
+    pooled = [thinned(sample, len(samples), seed).voxels[:channels] for sample in samples]
     return tuple(_stats(channel[~np.isnan(channel)]) for channel in np.concatenate(pooled, axis=1))
 
 

@@ -36,7 +36,7 @@ from tasks.imaging.compose import Registration, read_case
 from tasks.imaging.masks import map_of
 from tasks.imaging.prepare import prepare_image, prepare_mask
 from tasks.imaging.resample import resample_to_grid
-from tasks.preprocess.fingerprint import CaseSample, look_at_case, summarise
+from tasks.preprocess.fingerprint import CaseSample, look_at_case, summarise, thinned
 from tasks.progress import stage
 from tasks.stores.places import write_synced
 from tasks.stores.prepared import COMPOSED, About, PreparedStore, prepared_key
@@ -127,9 +127,14 @@ def fingerprint_dataset(
     Without a client the work is done here. Raises NothingToDoError where no case is good, TransientError where cases
     remain undone although they were tried again.
     """
-    known = {case: sample for case in cases if (sample := _load(_facts_file(root, case, reading, seed))) is not None}
+    known = {
+        case: thinned(sample, len(cases), seed)
+        for case in cases
+        if (sample := _load(_facts_file(root, case, reading, seed))) is not None
+    }
     new = [case for case in cases if case not in known]
-    outcome = _each(client, partial(_look, reading=reading, root=root, seed=seed), new, "fingerprint")
+    looking = partial(_look, reading=reading, root=root, seed=seed, among=len(cases))
+    outcome = _each(client, looking, new, "fingerprint")
     everything = [*known.values(), *outcome.done.values()]
     seen = summarise(dataset, modality, everything, classes=len(reading.classes), outliers=outliers, seed=seed)
     return FingerprintOutcome(seen.model_copy(update={"modalities": modalities}), outcome.failures, outcome.computed)
@@ -168,7 +173,7 @@ def case_key(case: Case, reading: Reading, plan: PreparePlan) -> str:
 # -- one case, on a worker --------------------------------------------------------------------------------------
 
 
-def _look(case: Case, reading: Reading, root: Path, seed: int) -> CaseSample:
+def _look(case: Case, reading: Reading, root: Path, seed: int, among: int = 1) -> CaseSample:
     volume, labels = _read(case, reading, root)
     sample = look_at_case(
         case.volume,
@@ -182,7 +187,7 @@ def _look(case: Case, reading: Reading, root: Path, seed: int) -> CaseSample:
         seed=seed,
     )
     _save(_facts_file(root, case, reading, seed), sample)
-    return sample
+    return thinned(sample, among, seed)
 
 
 def _prepare(case: Case, reading: Reading, plan: PreparePlan, root: Path) -> str:

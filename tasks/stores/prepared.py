@@ -208,7 +208,7 @@ def class_locations(
     """
     rng = np.random.default_rng(int(content_key("locations", key)[:16], 16))
     flat = mask.ravel()
-    foreground = np.flatnonzero(flat)
+    foreground = np.flatnonzero(flat != 0)  # of booleans it is seven times as fast
     values = flat[foreground]
     places = {}
     numbers = range(1, int(values.max(initial=0)).bit_length() + 1) if regions else np.unique(values).tolist()

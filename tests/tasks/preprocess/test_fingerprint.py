@@ -6,7 +6,8 @@ import pytest
 from models.errors import NothingToDoError, PixelError
 from models.geometry import Geometry
 from models.plan import CaseFacts
-from tasks.preprocess.fingerprint import CaseSample, find_outliers, look_at_case, summarise
+from tasks.preprocess import fingerprint
+from tasks.preprocess.fingerprint import CaseSample, find_outliers, look_at_case, summarise, thinned
 
 GRID = Geometry.from_spacing((10, 40, 30), (3.0, 0.8, 0.8))
 
@@ -131,3 +132,13 @@ def test_ordinary_cohorts_have_no_outliers_and_tiny_ones_none_to_tell() -> None:
     assert find_outliers(facts(40), "iqr") == ()
     assert find_outliers(facts(40, median=1.7e6), "none") == ()
     assert find_outliers(facts(4, median=1.7e6), "iqr") == ()
+
+
+def test_what_is_held_of_many_cases_is_bounded_and_tells_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "SAMPLES", 1200)
+    whole = cohort()
+    held = [thinned(sample, len(whole), 5) for sample in whole]
+    assert {sample.voxels.shape for sample in held} == {(1, 100)}
+    assert [sample.facts for sample in held] == [sample.facts for sample in whole]
+    assert summarise("d", "MR", held, classes=2, seed=5) == summarise("d", "MR", whole, classes=2, seed=5)
+    assert thinned(held[0], 1, 5) is held[0]
