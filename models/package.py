@@ -163,7 +163,7 @@ def _impossible(plan: Plan) -> Iterator[str]:
     # A background beside them, where each voxel is of one class; a generator's outputs are images.
     outputs = len(plan.classes) + (plan.segments and not plan.regions)
     if plan.kind != "synthesis" and network.out_channels != outputs:
-        yield f"the network has {network.out_channels} outputs for {len(plan.classes)} classes"
+        yield f"the network has {network.out_channels} outputs, its classes need {outputs}"
 
 
 def _unbuildable(network: NetworkPlan) -> Iterator[str]:

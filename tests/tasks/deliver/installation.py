@@ -135,6 +135,8 @@ class Installation:
             "several": several,
         }
         plan = sample.plan.model_copy(update=told)
+        outputs = len(classes) + (plan.segments and not plan.regions)
+        plan = plan.model_copy(update={"network": plan.network.model_copy(update={"out_channels": outputs})})
         key = content_key("package", read.key, list(classes))
         package = sample.model_copy(update={"key": key, "recipe": read, "plan": plan})
         with self.stores.packages.staging() as folder:
