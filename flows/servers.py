@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import NoReturn
 
+from flows import reticence
 from flows.gate import AUTH_VARIABLE
 from models.addresses import is_loopback
 from models.errors import SettingsError
@@ -27,7 +28,8 @@ def run_prefect(settings: Settings, environment: Mapping[str, str]) -> NoReturn:
     """Prefect's server with the page, the scheduler and the triggers. Raises SettingsError."""
     guarded(settings, "prefect")
     services = settings.services
-    _become(["prefect", "server", "start", "--host", services.host, "--port", str(services.prefect_port)], environment)
+    words = ["prefect", "server", "start", "--host", services.host, "--port", str(services.prefect_port)]
+    _become(words, {**reticence.ENVIRONMENT, **environment})
 
 
 def run_mlflow(settings: Settings) -> NoReturn:
