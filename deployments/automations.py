@@ -15,6 +15,7 @@ from prefect.events.schemas.events import ResourceSpecification
 
 from deployments.names import ARRIVALS, SILENT, TAG
 from deployments.notifications import channels
+from flows.states import AWAY
 from models.settings import Settings
 from tasks.receive import watermark
 from tasks.receive.relay import EVENT, RESOURCE
@@ -25,7 +26,7 @@ SILENT_SECONDS: Final = 180
 
 _RUNS: Final = "prefect.flow-run.*"
 _FAILURES: Final = ("Failed", "Crashed", "TimedOut")
-_ENDS: Final = (*_FAILURES, "Completed", "Cancelled", "Suspended", "AwaitingRetry")
+_ENDS: Final = (*_FAILURES, AWAY, "Completed", "Cancelled", "Suspended", "AwaitingRetry")
 _BODY: Final = """Run: {{ flow_run.name }}
 Deployment: {{ flow.name }}/{{ deployment.name }}
 State: {{ flow_run.state.name }}
@@ -67,6 +68,7 @@ def _wanted(settings: Settings, deployments: Mapping[str, UUID], asking: Collect
     yield _lost([i for name, i in deployments.items() if name not in asking])
     for channel, block in channels(settings.notify):
         yield _failed(channel, block, list(deployments.values()))
+        yield _waiting(channel, block, list(deployments.values()))
         yield _drifted(channel, block)
         yield _damaged(channel, block)
         yield _full(channel, block)
@@ -131,6 +133,23 @@ def _failed(channel: str, block: UUID, deployments: list[UUID]) -> AutomationCor
             within=timedelta(0),
         ),
         actions=[_notify(block, "{{ flow_run.name }} {{ flow_run.state.name | lower }}", _BODY)],
+    )
+
+
+def _waiting(channel: str, block: UUID, deployments: list[UUID]) -> AutomationCore:
+    return AutomationCore(
+        name=f"nocturne: studies wait for a server ({channel})",
+        description=f"Told by {channel}, once an hour: each is taken up again by itself, for a day.",
+        tags=[TAG],
+        trigger=EventTrigger(
+            expect={f"prefect.flow-run.{AWAY}"},
+            match=ResourceSpecification({"prefect.resource.id": _RUNS}),
+            match_related=_of(deployments),
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(hours=1),
+        ),
+        actions=[_notify(block, "studies wait for a server that is away", _BODY)],
     )
 
 

@@ -1,7 +1,8 @@
 """Finds what was lost, and sets it going again: `nocturne run relay` looks every few seconds.
 
-Runs whose process is gone; runs that crashed; runs that wait for an answer longer than they may; studies that never got
-a run. Everything here may be done twice: whatever is started again finds what was done.
+Runs whose process is gone; runs that crashed; studies whose servers were away; runs that wait for an answer longer
+than they may; studies that never got a run. Everything here may be done twice: whatever is started again finds what was
+done.
 """
 
 from __future__ import annotations
@@ -31,14 +32,18 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound
-from prefect.states import AwaitingRetry, Cancelled, Crashed, Running
+from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed, Running
+from sqlalchemy import or_
 
 from deployments.environment import HEARTBEAT_SECONDS, connected
 from deployments.names import ARRIVALS, SILENT, TAG
 from flows.approval import unanswered
 from flows.environment import open_stores
+from flows.states import AWAY
 from models.errors import ServiceUnavailableError, SettingsError
+from models.refs import StudyVersionRef
 from models.settings import Settings
+from tasks.receive.versions import close_version
 from tasks.stores.house import Stores
 from tasks.stores.tables import OutboxRow, StudyVersionRow, now
 
@@ -49,13 +54,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long what is waited for. A run that crashes is started again after each of `restart_seconds`, then left."""
+    """How long what is waited for.
+
+    A run that crashes is started again after each of `restart_seconds`, then left. One whose servers were away is
+    started again after each of `away_seconds`, the last of them over and over until the run is older than `oldest`.
+    """
 
     silent_seconds: float = 90.0
     revival_seconds: float = HEARTBEAT_SECONDS + 15.0
     pending_seconds: float = 300.0
     unstarted_seconds: float = 60.0
     restart_seconds: tuple[float, ...] = (5.0, 60.0, 300.0)
+    away_seconds: tuple[float, ...] = (60.0, 300.0, 900.0)
     oldest: timedelta = timedelta(hours=24)
 
 
@@ -112,22 +122,43 @@ class Watchdog:
                 _set(client, run, Cancelled(message=told) if over else Crashed(message=told))
 
     def _restart(self, client: SyncPrefectClient, ids: Sequence[UUID]) -> int:
-        """Crashed and timed-out runs go on where they were, so many times."""
+        """Crashed and timed-out runs go on where they were, so many times; those whose servers were away, for a day."""
         recent = FlowRunFilterEndTime(after_=now() - self._patience.oldest)
-        names = FlowRunFilterState(name=FlowRunFilterStateName(any_=["Crashed", "TimedOut"]))
+        names = FlowRunFilterState(name=FlowRunFilterStateName(any_=["Crashed", "TimedOut", AWAY]))
         crashed = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=list(ids)), state=names, end_time=recent)
         restarted = 0
         for run in client.read_flow_runs(flow_run_filter=crashed, limit=_MOST):
             if run.id in self._given_up or self._lives(client, run):
                 continue
-            before = sum(state.message == RESTARTED for state in client.read_flow_run_states(run.id))
-            if before >= len(self._patience.restart_seconds):
-                _log.warning("run %s has crashed %d times: it is left", run.id, before + 1)
-                self._given_up.add(run.id)
+            seconds = self._restart_after(run, client.read_flow_run_states(run.id))
+            if seconds is None:
+                self._give_up(client, run)
                 continue
-            due = now() + timedelta(seconds=self._patience.restart_seconds[before])
+            due = now() + timedelta(seconds=seconds)
             restarted += _set(client, run, AwaitingRetry(message=RESTARTED, scheduled_time=due))
         return restarted
+
+    def _give_up(self, client: SyncPrefectClient, run: FlowRun) -> None:
+        """It is left as it is; but of what failed people are told, and `nocturne status` tells of the study."""
+        self._given_up.add(run.id)
+        if run.state is None or run.state_name != AWAY:
+            return
+        told = run.state.message or AWAY
+        close_version(self._stores, StudyVersionRef(key=_version(run)), "failed", told)
+        _set(client, run, Failed(message=f"given up: {told}"))
+
+    def _restart_after(self, run: FlowRun, states: Sequence[State[Any]]) -> float | None:
+        """Seconds to wait before it is started again; None where that was done often enough."""
+        patience = self._patience
+        away = sum(state.name == AWAY for state in states)
+        if run.state_name == AWAY:
+            old = run.created is not None and now() - run.created > patience.oldest
+            return None if old else patience.away_seconds[min(away, len(patience.away_seconds)) - 1]
+        before = sum(state.message == RESTARTED for state in states) - away
+        if before < len(patience.restart_seconds):
+            return patience.restart_seconds[max(before, 0)]
+        _log.warning("run %s has crashed %d times: it is left", run.id, before + 1)
+        return None
 
     def _lives(self, client: SyncPrefectClient, run: FlowRun) -> bool:
         """Whether a run that the server holds to be lost is not, or may not be: then nothing is started again.
@@ -165,7 +196,7 @@ class Watchdog:
         except ObjectNotFound:
             return 0
         for run in _runs(client, [arrivals.id], StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING):
-            waiting.discard(str((run.parameters.get("version") or {}).get("key")))
+            waiting.discard(_version(run))
         for key in waiting:
             # One run for each version, whoever asks and how often.
             client.create_flow_run_from_deployment(
@@ -175,14 +206,17 @@ class Watchdog:
 
     def _without_run(self, seconds: float) -> set[str]:
         catalog = self._stores.catalog
-        old = StudyVersionRow.completed_at < now() - timedelta(seconds=seconds)
+        since = now() - timedelta(seconds=seconds)
+        old = StudyVersionRow.completed_at < since
         rows = catalog.find(
             StudyVersionRow, StudyVersionRow.started_at.is_(None), StudyVersionRow.finished_at.is_(None), old
         )
         if not rows:
             return set()
-        untold = catalog.find(OutboxRow, OutboxRow.kind == "event", OutboxRow.done_at.is_(None))
-        return {row.version for row in rows} - {str(row.payload.get("version")) for row in untold}
+        # A server that was away is told of a study long after it was whole; its run takes seconds to be there.
+        on_its_way = or_(OutboxRow.done_at.is_(None), OutboxRow.done_at > since)
+        told = catalog.find(OutboxRow, OutboxRow.kind == "event", on_its_way)
+        return {row.version for row in rows} - {str(row.payload.get("version")) for row in told}
 
 
 _watchdogs: dict[str, Watchdog] = {}
@@ -205,6 +239,11 @@ def _runs(client: SyncPrefectClient, ids: Sequence[UUID], *types: StateType) -> 
         if len(page) < _MOST:
             break
     yield from found
+
+
+def _version(run: FlowRun) -> str:
+    """The study version that it is about."""
+    return str((run.parameters.get("version") or {}).get("key"))
 
 
 def _age(run: FlowRun) -> float:

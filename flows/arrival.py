@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
@@ -10,7 +13,7 @@ from flows.artifacts import show_arrival
 from flows.environment import open_stores
 from flows.ingest import Ingested, ingest
 from flows.parts import THREADS
-from models.errors import NocturneError
+from flows.states import away, caused_by_absence, said
 from models.refs import AnalysisRef, StudyVersionRef
 from models.settings import Settings
 from tasks.deliver import door as delivering
@@ -36,8 +39,20 @@ class Handled(BaseModel):
 
 
 @flow(name="study arrived", flow_run_name="study {version}", task_runner=THREADS)
-def study_arrived(version: StudyVersionRef) -> Handled:
-    """Ingest a study version, analyse it with every model that serves, and deliver the results."""
+def study_arrived(version: StudyVersionRef) -> Handled | State[Any]:
+    """Ingest a study version, analyse it with every model that serves, and deliver the results.
+
+    What a server's absence ends stays open, and the run's state says so: nobody has to look, it goes on by itself.
+    """
+    try:
+        return _handled(version)
+    except Exception as error:
+        if not caused_by_absence(error):
+            raise
+        return away(error)
+
+
+def _handled(version: StudyVersionRef) -> Handled:
     stores, settings = open_stores(), Settings.load()
     study = receiving.open_version(stores, version, str(flow_run.id))
     if study.batch is None:
@@ -60,8 +75,8 @@ def study_arrived(version: StudyVersionRef) -> Handled:
         )
         outcome, detail = _told(stores, arrived, analyses, delivered)
     except Exception as error:
-        told = str(error) if isinstance(error, NocturneError) else type(error).__name__
-        receiving.close_version(stores, version, "failed", told)
+        if not caused_by_absence(error):
+            receiving.close_version(stores, version, "failed", said(error))
         raise
     receiving.close_version(stores, version, outcome, detail)
     show_arrival(stores, study, arrived.rows(), analyses, delivered)

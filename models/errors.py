@@ -54,6 +54,7 @@ __all__ = [
     "TrainingError",
     "TransientError",
     "WorkerLostError",
+    "is_away",
     "is_transient",
 ]
 
@@ -190,4 +191,11 @@ def is_transient(error: BaseException) -> bool:
     """Whether trying again may help. Foreign errors count only where their class already says so."""
     if isinstance(error, NocturneError):
         return isinstance(error, TransientError)
+    return isinstance(error, ConnectionError | TimeoutError)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether what is needed is away, or in other hands: it is for nothing in this input, and may take hours."""
+    if isinstance(error, NocturneError):
+        return isinstance(error, StoreBusyError | ServiceUnavailableError)
     return isinstance(error, ConnectionError | TimeoutError)

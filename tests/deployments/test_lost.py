@@ -16,10 +16,11 @@ from deployments.blueprint import Blueprint, bring_up
 from deployments.names import ARRIVALS_POOL, SILENT, WORK_POOL
 from deployments.watchdog import Patience, Watchdog
 from flows.environment import open_stores
+from flows.states import AWAY
 from models.errors import ServiceUnavailableError
 from models.hospital import Services
 from tasks.stores.outbox import Outbox
-from tasks.stores.tables import StudyVersionRow, now
+from tasks.stores.tables import OutboxRow, StudyVersionRow, now
 from tests.components import DEADLINE_SECONDS, free_port, until
 from tests.deployments.conftest import Served, kill_tree
 from tests.deployments.trivial import long_work, study_arrived
@@ -68,17 +69,20 @@ def stopped_worker_hands_its_run_back(served: Served, process: subprocess.Popen[
 def test_a_study_without_a_run_is_given_one_once(deployed: Served) -> None:
     stores = open_stores(deployed.settings)
     old = now() - timedelta(seconds=5)
-    for key in ("forgotten", "untold"):
+    for key in ("forgotten", "untold", "just told"):
         stores.catalog.add(
             StudyVersionRow(version=key, study="study", number=1, instances=[], why="quiet", completed_at=old)
         )
     with stores.catalog.transaction() as session:
-        Outbox(stores.catalog).put(session, "event", "event-untold", {"version": "untold"})
+        for key in ("untold", "just told"):
+            Outbox(stores.catalog).put(session, "event", f"event-{key}", {"version": key})
+    stores.catalog.change(OutboxRow, OutboxRow.message == "event-just told", done_at=now() + timedelta(minutes=1))
     assert Watchdog(deployed.settings, QUICK).look() == 1
     assert Watchdog(deployed.settings, QUICK).look() == 0
     (run,) = deployed.runs_of("forgotten")
     assert run["parameters"] == {"version": {"key": "forgotten"}}
     assert deployed.runs_of("untold") == []  # its event is still on its way
+    assert deployed.runs_of("just told") == []  # its run is
     stores.catalog.change(StudyVersionRow, finished_at=now())
 
 
@@ -89,6 +93,30 @@ def test_what_crashes_again_and_again_is_left(deployed: Served) -> None:
         deployed.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CRASHED"}, "force": True})
         assert watchdog.look() == restarted
     assert deployed.states(run).count("AwaitingRetry") == 2
+
+
+@pytest.mark.fault("stores/postgres")
+def test_a_study_whose_servers_are_away_is_started_again_for_as_long_as_its_day_lasts(deployed: Served) -> None:
+    stores = open_stores(deployed.settings)
+    stores.catalog.add(StudyVersionRow(version="waits", study="s", number=1, instances=[], why="quiet"))
+    run = deployed.start("study arrived/arrivals", version={"key": "waits"})
+    away = {"type": "CRASHED", "name": AWAY, "message": "the catalog does not answer"}
+    patient = Watchdog(deployed.settings, Patience(restart_seconds=(), away_seconds=(0.0,), unstarted_seconds=1e9))
+    for _ in range(5):
+        deployed.post(f"/flow_runs/{run}/set_state", {"state": away, "force": True})
+        assert patient.look() == 1
+    assert deployed.states(run).count("AwaitingRetry") == 5
+
+    day = timedelta(seconds=3)
+    over = Watchdog(deployed.settings, Patience(oldest=day, away_seconds=(0.0,), unstarted_seconds=1e9))
+    created = datetime.fromisoformat(deployed.run(run)["created"])
+    until(lambda: now() - created > day, "the end of its day")
+    deployed.post(f"/flow_runs/{run}/set_state", {"state": away, "force": True})
+    assert over.look() == 0
+    assert deployed.states(run)[-1] == "Failed"  # of which people are told
+    version = stores.catalog.get(StudyVersionRow, "waits")
+    assert version is not None
+    assert (version.outcome, version.detail) == ("failed", "the catalog does not answer")
 
 
 @pytest.mark.fault("stores/prefect")

@@ -93,8 +93,8 @@ def a_package(stores: Stores, world: World, name: str = "one", *, wrong: bool = 
         stores.packages.publish(folder, key)
     kind, classes = world.plan.kind, list(world.plan.classes)
     stores.catalog.add(
-        DatasetRecord(dataset=dataset, name=world.recipe.name, kind=kind, classes=classes, counts={}),
-        PackageRow(package=key, name=world.recipe.name, dataset=dataset, weights_sha256=package.weights_sha256),
+        DatasetRecord(dataset=package.dataset, name=world.recipe.name, kind=kind, classes=classes, counts={}),
+        PackageRow(package=key, name=world.recipe.name, dataset=package.dataset, weights_sha256=package.weights_sha256),
     )
     return PackageRef.to(key)
 

@@ -117,6 +117,13 @@ def of(name: str, world: World | None = None, **plan: object) -> World:
     return dataclasses.replace(world, recipe=named(world.recipe, name), plan=world.plan.model_copy(update=plan))
 
 
+def overlapping(name: str) -> World:
+    """Its structures may overlap: an output for each, none for the background."""
+    world = of(name, regions=True)
+    network = world.plan.network.model_copy(update={"out_channels": len(world.plan.classes)})
+    return of(name, world, network=network)
+
+
 def package_of(world: World, **changes: object) -> ModelPackage:
     return described(world, **{"key": f"k-{world.recipe.name}", **changes})
 
@@ -174,7 +181,7 @@ class TestRefusals:
             (of("b", classes=("core", "ball")), "classes of b are core, ball"),
             (of("b", pictures()), "kinds"),
             (of("b", channels=("PET", "CT")), "channels of b are PET, CT"),
-            (of("b", regions=True), "activations"),
+            (overlapping("b"), "activations"),
             (of("b", variables=(VariablePlan(name="age", kind="number"),)), "b is told age"),
         ],
     )
