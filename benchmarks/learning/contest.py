@@ -110,7 +110,8 @@ def export_nnunet(stores: Stores, dataset: Dataset, recipe: Recipe, folder: Path
     for number, row in enumerate(dataset.rows):
         name, where = f"case_{number:04d}", "Ts" if row.split == "test" else "Tr"
         array, geometry = image_of(stores, row, recipe)
-        planes = array[None] if array.ndim == 3 else array
+        # A series that a study lacks is NaN to ours, which learns without it; to the others it is empty.
+        planes = np.nan_to_num(array[None] if array.ndim == 3 else array)
         channels = len(planes)
         for channel, plane in enumerate(planes):
             _save(raw / f"images{where}" / f"{name}_{channel:04d}.nii.gz", plane, geometry)
