@@ -13,6 +13,7 @@ from models.settings import Settings
 HEARTBEAT_SECONDS = 30
 """Prefect takes no less."""
 
+_CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 _DATABASE_VARIABLES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 
 
@@ -38,6 +39,7 @@ def server_environment(settings: Settings) -> dict[str, str]:
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         }
     )
+    found[_CONSOLE_LEVEL] = "WARNING"  # its log is what it prints
     if not any(name in os.environ for name in _DATABASE_VARIABLES):
         found["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{home / 'prefect.db'}"
     if auth := settings.prefect_auth.get_secret_value():
@@ -57,7 +59,7 @@ def client_environment(settings: Settings) -> dict[str, str]:
     )
     found["PREFECT_API_URL"] = settings.prefect()
     # A worker's own warnings belong in its log.
-    found["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "30"
+    found[_CONSOLE_LEVEL] = "WARNING"
     if auth := settings.prefect_auth.get_secret_value():
         found["PREFECT_API_AUTH_STRING"] = auth
     return found

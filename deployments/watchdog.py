@@ -63,7 +63,7 @@ class Patience:
     silent_seconds: float = 90.0
     revival_seconds: float = HEARTBEAT_SECONDS + 15.0
     pending_seconds: float = 300.0
-    unstarted_seconds: float = 60.0
+    unstarted_seconds: float = 180.0
     restart_seconds: tuple[float, ...] = (5.0, 60.0, 300.0)
     away_seconds: tuple[float, ...] = (60.0, 300.0, 900.0)
     oldest: timedelta = timedelta(hours=24)

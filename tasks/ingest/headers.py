@@ -34,6 +34,7 @@ from tasks.ingest.elements import PIXELS, Elements, FileStream, MemoryStream, St
 from tasks.ingest.sources import read_source
 
 MAX_INFLATED_BYTES: Final = 4 << 30
+_INFLATE_STEP: Final = 1 << 20
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _MODALITY_FORM = re.compile(r"[A-Z0-9_]{0,16}")
@@ -198,18 +199,24 @@ def _encoding(first: bytes, syntax: str) -> tuple[bool, bool, str]:
 def _inflate(packed: bytes) -> bytes:
     """A deflated data set, within limits. Raises HeaderError for a bomb or a broken stream."""
     limit = min(MAX_INFLATED_BYTES, max(FREE_EXPANSION_BYTES, 200 * len(packed)))
+    size = used = 0
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        data = engine.decompress(packed, limit)
+        while used < len(packed) and not engine.eof and size < limit:  # measured first: a bomb is never held
+            part: bytes = packed[used : used + _INFLATE_STEP]
+            used += len(part)
+            while part and not engine.eof and size < limit:
+                size += len(engine.decompress(part, _INFLATE_STEP))
+                part = engine.unconsumed_tail
+        if engine.eof and size <= limit:
+            return zlib.decompress(packed[: used - len(engine.unused_data)], -zlib.MAX_WBITS, max(size, 1))
     except zlib.error:
         raise HeaderError("the deflated data set is broken", reason="bad-deflate") from None
-    if not engine.eof:
-        bomb = len(data) >= limit
-        raise HeaderError(
-            "the deflated data set unfolds without bound" if bomb else "the deflated data set is cut off",
-            reason="deflate-bomb" if bomb else "truncated-header",
-        )
-    return data
+    bomb = size >= limit
+    raise HeaderError(
+        "the deflated data set unfolds without bound" if bomb else "the deflated data set is cut off",
+        reason="deflate-bomb" if bomb else "truncated-header",
+    )
 
 
 class _Parser:

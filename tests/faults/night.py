@@ -138,10 +138,13 @@ class Home:
         return {_RUN.sub("*", str(path.relative_to(self.folder))) for path in found}
 
     def hashes(self) -> dict[str, str]:
-        """What a night is to come to, however often it was killed: contents by path, keys and decisions by table."""
+        """What a night is to come to, however often it was killed: contents by path, keys and decisions by table.
+
+        What killed ones left half made is no part of it; a sweep takes that away (`files`).
+        """
         files = [p for store in ("volumes", "prepared", "datasets") for p in (self.folder / store).rglob("*")]
         files += (self.folder / "packages").rglob("*.safetensors")
-        told = {str(p.relative_to(self.folder)): _digest(p) for p in files if p.is_file()}
+        told = {str(p.relative_to(self.folder)): _digest(p) for p in files if p.is_file() and ".staging" not in p.parts}
         for table, column in (("splits", "split"), ("packages", "weights_sha256"), ("evaluations", "value")):
             told[table] = str(sorted((next(iter(row.values())), row[column]) for row in self.rows(table)))
         told["decisions"] = str([(r["action"], r["package"], r["version"]) for r in self.rows("decisions")])

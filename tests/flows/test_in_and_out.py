@@ -105,9 +105,20 @@ def test_a_study_gets_in_by_every_way_and_its_result_gets_out(hospital: Hospital
         ("inbox", "quiet"),
         ("feed", "told"),  # Orthanc holds it to be stable
     ]
-    status = hospital.command("status")
+    told = [hospital.command("status"), *logged(hospital, sent, dropped, stored)]
     for identity in {str(read(file).PatientID) for one in (sent, dropped, stored) for file in files_of(one)}:
-        assert identity not in status
+        assert not any(identity in text for text in told)
+
+
+def logged(hospital: Hospital, *studies: Path) -> list[str]:
+    """What the pages of the studies' runs show as their logs."""
+    lines: list[str] = []
+    for one in studies:
+        for run in hospital.runs(one):
+            asked = {"flow_run_id": {"any_": [run["id"]]}}
+            found = until(lambda a=asked: hospital.ask("/logs/filter", logs=a), "the run's log", PATIENCE)  # type: ignore[misc]
+            lines += [line["message"] for line in found]
+    return lines
 
 
 def test_a_late_slice_makes_a_new_version_and_one_more_run(hospital: Hospital, tmp_path: Path) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from deployments.environment import client_environment, server_environment
+from flows.environment import QUIET
 from flows.reticence import ENVIRONMENT, curtailed
+from models.settings import Settings
 
 
 @pytest.mark.fault("access/secrets")
@@ -29,6 +33,25 @@ def test_addresses_end_after_their_host(told: str, kept: str) -> None:
     assert "key" not in curtailed(told) or told.startswith("ana")
 
 
+HANDLERS = """
+import logging, prefect.main
+print(*(type(one).__name__ for name in ("prefect.flow_runs", None) for one in logging.getLogger(name).handlers))
+"""
+
+
+@pytest.mark.parametrize("environment", [QUIET, client_environment(Settings()), server_environment(Settings())])
+def test_prefect_takes_what_is_set_of_its_logging(environment: dict[str, str], tmp_path: Path) -> None:
+    """Of a setting that it does not understand it says nothing, and a run's page has no logs."""
+    answer = subprocess.run(
+        [sys.executable, "-c", HANDLERS],
+        env={**os.environ, **environment, "PREFECT_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.split() == ["APILogHandler", "PrefectConsoleHandler"]
+
+
 SERVER_SPEAKS = """
 import logging
 from prefect.logging.configuration import setup_logging
@@ -42,10 +65,10 @@ logging.getLogger("uvicorn.error").error("and https://hooks.example/services/key
 
 
 @pytest.mark.fault("access/secrets")
-def test_the_server_logs_no_hook(tmp_path: object) -> None:
+def test_the_server_logs_no_hook(tmp_path: Path) -> None:
     answer = subprocess.run(
         [sys.executable, "-c", SERVER_SPEAKS],
-        env={**os.environ, **ENVIRONMENT, "PREFECT_HOME": str(tmp_path)},
+        env={**os.environ, **server_environment(Settings()), **ENVIRONMENT, "PREFECT_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,
