@@ -199,8 +199,10 @@ class Deidentifier:
         meta = FileMetaDataset()
         meta.FileMetaInformationVersion = b"\0\1"
         for name, own in (("MediaStorageSOPClassUID", "SOPClassUID"), ("MediaStorageSOPInstanceUID", "SOPInstanceUID")):
-            told = str(old.get(name) or "").strip(PADDING)
-            setattr(meta, name, UID(result.get(own) or (self.pseudonymizer.uid(told) if told else "")))
+            told, kept = str(old.get(name) or "").strip(PADDING), result.get(own)
+            if not isinstance(kept, str | None):
+                raise HeaderError(f"{own} holds no single valid UID", reason="bad-uid")
+            setattr(meta, name, UID(kept or (self.pseudonymizer.uid(told) if told else "")))
         meta.TransferSyntaxUID = _transfer_syntax(source)
         meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
         meta.ImplementationVersionName = IMPLEMENTATION_VERSION

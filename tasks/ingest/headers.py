@@ -314,7 +314,10 @@ class _Parser:
             return _text(raw)
         from pydicom.charset import convert_encodings, decode_bytes
 
-        encodings = convert_encodings(self._text(_CHARSET).split("\\") or [""])
+        try:
+            encodings = convert_encodings(self._text(_CHARSET).split("\\") or [""])
+        except ValueError:
+            raise HeaderError("SpecificCharacterSet names no character set", reason="bad-character-set") from None
         return str(decode_bytes(raw, encodings, set())).strip(" \0")
 
     def _whole(self, tag: int) -> int:

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.association import Association
 
 from models.errors import GeometryError, HeaderError, LabelError, RecipeError
@@ -64,6 +64,26 @@ def test_what_identities_depend_on_cannot_be_read(keyword: str, vr: str, value: 
     with pytest.raises(HeaderError) as found:
         headers.target(part10(elements))
     assert found.value.reason == "unreadable-header"
+
+
+def test_a_class_told_in_numbers() -> None:
+    odd = Element(0x00080016, "US", b"1.2.840.10008.5.1.4.1.1.2\0")
+    data = part10([odd if e.tag == odd.tag else e for e in headers.image()], ExplicitVRLittleEndian)
+    with pytest.raises(HeaderError, match="UID"):
+        headers.target(data)
+
+
+@pytest.mark.parametrize("name", [b"Person", b"P\xe9rson"])
+def test_a_character_set_with_a_null_in_its_name(name: bytes) -> None:
+    elements = [e for e in headers.image() if e.tag not in (0x00080005, 0x00100010, 0x00100020)]
+    odd = [
+        Element(0x00080005, "CS", b"IS\x1f\0\x08 "),
+        Element(0x00100010, "PN", name),
+        Element(0x00100020, "LO", name),
+    ]
+    data = part10(sorted([*elements, *odd], key=lambda e: e.tag), ExplicitVRLittleEndian)
+    with pytest.raises(HeaderError):
+        headers.target(data)
 
 
 def test_a_dose_that_is_no_number_of_bytes() -> None:
