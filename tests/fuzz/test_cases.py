@@ -10,6 +10,8 @@ from datetime import datetime
 
 import numpy as np
 import pytest
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.association import Association
 
@@ -67,10 +69,11 @@ def test_what_identities_depend_on_cannot_be_read(keyword: str, vr: str, value: 
 
 
 def test_a_class_told_in_numbers() -> None:
-    odd = Element(0x00080016, "US", b"1.2.840.10008.5.1.4.1.1.2\0")
-    data = part10([odd if e.tag == odd.tag else e for e in headers.image()], ExplicitVRLittleEndian)
+    odd = Dataset()
+    odd.PatientID, odd.StudyInstanceUID = "1", "1.2"
+    odd[0x00080016] = DataElement(0x00080016, "US", [11825, 11826])
     with pytest.raises(HeaderError, match="UID"):
-        headers.target(data)
+        headers._DEIDENTIFIER.deidentify(odd)
 
 
 @pytest.mark.parametrize("name", [b"Person", b"P\xe9rson"])
