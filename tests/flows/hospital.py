@@ -41,7 +41,7 @@ class Hospital:
     @property
     def environment(self) -> dict[str, str]:
         """Of every command on this installation."""
-        return {**self.home.environment, "PREFECT_LOGGING_LEVEL": "WARNING", "COLUMNS": "200"}
+        return {**self.home.environment, "COLUMNS": "200"}
 
     @property
     def api(self) -> str:
