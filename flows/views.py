@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from flows.drifting import alerts_told
 from models.account import DELIVERED, WAITING, Account
-from tasks.stores.account import account, strays
+from tasks.stores.account import REFUSED, account, strays
 from tasks.stores.alerts import open_alerts
 from tasks.stores.house import Stores
 from tasks.stores.tables import (
@@ -83,7 +83,7 @@ def astray(stores: Stores, limit: int = 20) -> list[tuple[str, str]]:
 
 def stuck(stores: Stores, limit: int = 20) -> list[tuple[Any, ...]]:
     """What does not get on, and why: events and results that are not acknowledged, runs that failed or never began."""
-    return [*_untold(stores, limit), *_unfinished(stores, limit), *_failed(stores, limit)]
+    return [*_untold(stores, limit), *_unfinished(stores, limit), *_failed(stores, limit), *_refused(stores, limit)]
 
 
 def _untold(stores: Stores, limit: int) -> list[tuple[Any, ...]]:
@@ -109,9 +109,17 @@ def _unfinished(stores: Stores, limit: int) -> list[tuple[Any, ...]]:
 
 
 def _failed(stores: Stores, limit: int) -> list[tuple[Any, ...]]:
-    bad = StudyVersionRow.outcome.in_(("failed", "refused"))
+    bad = StudyVersionRow.outcome == "failed"
     rows = stores.catalog.find(StudyVersionRow, bad, order_by=StudyVersionRow.completed_at.desc(), limit=limit)
     return [(_short(r.study), r.outcome, r.detail, _when(r.completed_at)) for r in rows]
+
+
+def _refused(stores: Stores, limit: int) -> list[tuple[Any, ...]]:
+    rows = stores.catalog.find(DeliveryRow, REFUSED, order_by=DeliveryRow.created_at.desc(), limit=limit)
+    return [
+        (_short(r.study), f"refused by {r.destination}; mended? `nocturne resend`", r.detail, _when(r.created_at))
+        for r in rows
+    ]
 
 
 def _study_of(stores: Stores, message: OutboxRow) -> str:

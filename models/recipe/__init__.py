@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -86,6 +86,9 @@ _NOT_LEARNT: Final[Mapping[str, Any]] = {
 }
 _NOT_PLANNED: Final[Mapping[str, Any]] = {"start": True, "nights": True}
 
+_AUTO: Final = "literal['auto']"
+"""What pydantic calls this member of a union, in the place of a mistake."""
+
 
 class Recipe(Part):
     """One model: what it learns from, how, and when it may serve."""
@@ -151,7 +154,7 @@ class Recipe(Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise RecipeError("; ".join(_explain(e) for e in error.errors()), where=where) from None
+            raise RecipeError("; ".join(_explained(error, data)), where=where) from None
 
     @property
     def learns_masks(self) -> bool:
@@ -221,15 +224,36 @@ def _unselectable(recipe: Recipe) -> str | None:
     return None
 
 
-def _explain(error: Any) -> str:
-    place = [str(p) for p in error["loc"]]
+def _explained(error: ValidationError, data: Mapping[str, Any]) -> list[str]:
+    """Each mistake, once: where a value may be "auto", pydantic names that as a second mistake."""
+    found = error.errors()
+    autos = {e["loc"][:-1] for e in found if e["loc"][-1:] == (_AUTO,)}
+    return [_explain(e, data, autos) for e in found if e["loc"][-1:] != (_AUTO,)]
+
+
+def _explain(error: Any, data: Mapping[str, Any], autos: Collection[tuple[int | str, ...]]) -> str:
+    place = _place(error, data)
     dotted = ".".join(place)
     if error["type"] != "extra_forbidden":
         message = str(error["msg"]).removeprefix("Value error, ")
+        message += ', or "auto"' if error["loc"][:-1] in autos else ""
         return f"{dotted}: {message}" if dotted else message
     known = _known_keys(place[:-1])
     near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
     return f"unknown key {dotted!r}" + (f": did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}")
+
+
+def _place(error: Any, data: Any) -> list[str]:
+    """The keys and indices as the file has them: pydantic's names of a union's members are none."""
+    place = []
+    for part in error["loc"]:
+        in_list = isinstance(data, Sequence) and isinstance(part, int) and part < len(data)
+        if in_list or (isinstance(data, Mapping) and part in data):
+            data = data[part]
+        elif error["type"] != "missing" or part != error["loc"][-1]:
+            continue
+        place.append(str(part))
+    return place
 
 
 def _known_keys(path: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from models.recipe.base import Auto, Part, Share, Size
+from models.recipe.base import Auto, Count, NotNegative, Part, Positive, PositiveRange, Range, Share, Size
 
 Loss = Literal["auto", "dice_ce", "ce", "focal", "dice_focal", "tversky", "dice_ce_boundary", "bce", "dice_bce"]
 
@@ -75,12 +75,12 @@ class Train(Part):
 
     minutes: float | None = Field(None, gt=0)
     epochs: int | None = Field(None, ge=1)
-    steps_per_epoch: Auto | int = "auto"
-    batch_size: Auto | int = "auto"
+    steps_per_epoch: Auto | Count = "auto"
+    batch_size: Auto | Count = "auto"
     patch_size: Auto | Size = "auto"
     optimiser: Literal["auto", "sgd", "adamw"] = "auto"
-    learning_rate: Auto | float = "auto"
-    weight_decay: Auto | float = "auto"
+    learning_rate: Auto | Positive = "auto"
+    weight_decay: Auto | NotNegative = "auto"
     schedule: Literal["auto", "poly", "cosine", "constant"] = "auto"
     warmup: float = Field(0.02, ge=0, lt=1, description="share of the budget over which the rate rises")
     loss: Loss = "auto"
@@ -126,7 +126,7 @@ class Augment(Part):
     rotation: Share = 0.2
     rotation_degrees: float = Field(30.0, ge=0, le=180)
     scaling: Share = 0.2
-    scaling_range: tuple[float, float] = Field(
+    scaling_range: PositiveRange = Field(
         (0.7, 1.4), description="share of the patch that is looked at; above 1: smaller"
     )
     shift: Share = 0.0
@@ -137,16 +137,16 @@ class Augment(Part):
     noise: Share = 0.1
     noise_variance: float = Field(0.1, ge=0, description="largest standard deviation, as nnU-Net means it")
     blur: Share = Field(0.2, description="of samples; each channel of such a one by half a chance")
-    blur_sigma: tuple[float, float] = (0.5, 1.0)
+    blur_sigma: PositiveRange = (0.5, 1.0)
     brightness: Share = 0.15
-    brightness_range: tuple[float, float] = (0.75, 1.25)
+    brightness_range: Range = (0.75, 1.25)
     contrast: Share = 0.15
-    contrast_range: tuple[float, float] = (0.75, 1.25)
+    contrast_range: Range = (0.75, 1.25)
     low_resolution: Share = Field(0.25, description="as blur")
-    low_resolution_range: tuple[float, float] = (0.5, 1.0)
+    low_resolution_range: PositiveRange = (0.5, 1.0)
     gamma: Share = 0.3
     gamma_inverted: Share = 0.1
-    gamma_range: tuple[float, float] = (0.7, 1.5)
+    gamma_range: PositiveRange = (0.7, 1.5)
     cascade_morphology: Share = Field(
         0.4, description="a cascade: what the first stage found grows or shrinks by up to 8 voxels"
     )

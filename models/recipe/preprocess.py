@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from models.recipe.base import Auto, Part, Size, SpacingMm
+from models.recipe.base import Auto, Part, Percent, Size, SpacingMm
 
 NormalisationName = Literal["auto", "ct", "zscore", "percentile", "minmax", "window", "none"]
 
@@ -50,10 +50,16 @@ class Preprocess(Part):
 
     spacing: Auto | SpacingMm = "auto"
     normalise: NormalisationName = "auto"
-    percentiles: tuple[float, float] = (0.5, 99.5)
+    percentiles: tuple[Percent, Percent] = (0.5, 99.5)
     steps: tuple[FilterStep, ...] = Field((), description="filters before normalisation, in this order")
     crop: Literal["auto", "nonzero", "none"] = "auto"
     size: Auto | Size = Field("auto", description="classification: the fixed input size")
     outliers: Literal["none", "zscore", "iqr"] = Field(
         "iqr", description="cases whose intensities or size lie far from the rest are reported, never dropped"
     )
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.percentiles[0] >= self.percentiles[1]:
+            raise ValueError("percentiles: the lower one comes first, such as [0.5, 99.5]")
+        return self

@@ -26,9 +26,11 @@ from tasks.deliver.dimse import DimseSender
 from tasks.deliver.folder import FolderSender
 from tasks.deliver.objects import Result, known_uids, make
 from tasks.deliver.sending import Sender, Sent
+from tasks.stores.account import REFUSED
+from tasks.stores.catalog import Catalog, by_parts
 from tasks.stores.house import Stores
 from tasks.stores.outbox import Message, Outbox
-from tasks.stores.tables import AnalysisRow, CommitmentRow, DeliveryRow, OutboxRow, now
+from tasks.stores.tables import AnalysisRow, CommitmentRow, DeliveryRow, OutboxRow, StudyVersionRow, now
 
 KIND: Final = "delivery"
 MOST_ASKED: Final = 6
@@ -85,6 +87,28 @@ def _told_before(session: Session, analysis: AnalysisRow) -> set[str]:
         .where(*same, AnalysisRow.analysis != analysis.analysis, DeliveryRow.state != "refused")
     )
     return {name for name, predictions in session.execute(query) if sorted(predictions) == sorted(analysis.predictions)}
+
+
+def resend(catalog: Catalog, destination: str | None = None) -> int:
+    """Make what `destination` (or any) refused due once more: somebody has mended what was wrong. How many they are.
+
+    What has arrived since in a later version of its study is left as it is.
+    """
+    named = (DeliveryRow.destination == destination,) if destination else ()
+    with catalog.transaction() as session:
+        refused = session.execute(select(DeliveryRow.delivery, DeliveryRow.study).where(REFUSED, *named)).all()
+        for rows in by_parts(refused):
+            _due_again(session, [row.delivery for row in rows], "it is sent again, as somebody asked")
+            bad = (StudyVersionRow.outcome == "refused", StudyVersionRow.study.in_({row.study for row in rows}))
+            session.execute(update(StudyVersionRow).where(*bad).values(outcome="waiting"))
+    return len(refused)
+
+
+def _due_again(session: Session, deliveries: Sequence[str], detail: str) -> None:
+    waits = {"state": "waiting", "detail": detail}
+    session.execute(update(DeliveryRow).where(DeliveryRow.delivery.in_(deliveries)).values(**waits))
+    due = {"done_at": None, "due_at": now(), "error": detail}
+    session.execute(update(OutboxRow).where(OutboxRow.message.in_(deliveries)).values(**due))
 
 
 class Dispatcher:
@@ -264,14 +288,7 @@ class Dispatcher:
         """What the other side did not keep is due again."""
         detail = f"{row.destination}: did not keep what it was sent; it is sent again"
         with self._catalog.transaction() as session:
-            session.execute(
-                update(DeliveryRow).where(DeliveryRow.delivery == row.delivery).values(state="waiting", detail=detail)
-            )
-            session.execute(
-                update(OutboxRow)
-                .where(OutboxRow.message == row.delivery)
-                .values(done_at=None, due_at=now(), error=detail)
-            )
+            _due_again(session, [row.delivery], detail)
 
     def _ask_again(self, row: DeliveryRow, last: CommitmentRow) -> bool:
         destination = self._destinations.get(row.destination)

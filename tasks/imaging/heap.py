@@ -1,8 +1,8 @@
-"""Memory that goes round while a network goes from tile to tile on a CPU.
+"""Memory that goes round while a network goes from tile to tile, or from step to step, on a CPU.
 
-glibc takes every large block afresh from the kernel and gives it back when it is freed. A tile's feature maps are such
-blocks, the same at each tile, and the kernel clears them each time: up to 40 % of a tile's CPU time. The values that a
-network computes do not depend on it.
+glibc takes every large block afresh from the kernel and gives it back when it is freed. A tile's or a batch's feature
+maps are such blocks, the same each time, and the kernel clears them each time: up to 40 % of a tile's CPU time, a tenth
+of a step's. The values that a network computes do not depend on it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _lock, _users = Lock(), 0
 
 @contextmanager
 def kept_memory(device_type: str) -> Iterator[None]:
-    """Freed blocks stay with the process, for the next tile; the last to leave gives them back to the kernel.
+    """Freed blocks stay with the process, for the next tile or step; the last to leave gives them back to the kernel.
 
     Does nothing for other devices, and where there is no glibc. In threads whose blocks are not on the program's own
     heap, glibc goes on asking the kernel.

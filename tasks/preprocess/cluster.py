@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 import dask
 from distributed import Client, Future, LocalCluster, Security
 
+from models.addresses import is_loopback
 from models.errors import ServiceUnavailableError, SettingsError
 from tasks.preprocess.workers import OneBlasThread, registered
 from tasks.stores.house import DaskTls
@@ -149,7 +149,7 @@ def _security(address: str, tls: DaskTls | None, unencrypted: bool) -> Security 
         return _tls(address, tls)
     if tls:
         raise SettingsError("dask_tls_* are set, but the scheduler's address is not tls://…", where=address)
-    if scheme not in {"", "tcp"} or unencrypted or _is_this_machine(rest):
+    if scheme not in {"", "tcp"} or unencrypted or is_loopback(urlsplit(f"//{rest}").hostname or ""):
         return None
     raise SettingsError(
         "without TLS, whoever reaches this scheduler's network can run code on its workers",
@@ -179,14 +179,6 @@ def _tls(address: str, tls: DaskTls | None) -> Security:
         told = f"its certificates cannot be used ({type(error).__name__})"
         raise SettingsError(told, where=address, hint="give PEM files, the key without a password") from None
     return security
-
-
-def _is_this_machine(rest: str) -> bool:
-    host = urlsplit(f"//{rest}").hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _cores() -> set[int]:

@@ -103,7 +103,7 @@ def _elsewhere(session: Session) -> Iterator[tuple[str | None, Standing, int]]:
 
 _UNSENT: Final = select(DeliveryRow.study).where(DeliveryRow.state == "waiting")
 _LATER: Final = aliased(DeliveryRow)
-_REFUSED: Final = select(DeliveryRow.study).where(  # unless what was made of a later version came, or is on its way
+REFUSED: Final = and_(
     DeliveryRow.state == "refused",
     ~exists().where(
         _LATER.study == DeliveryRow.study,
@@ -111,6 +111,8 @@ _REFUSED: Final = select(DeliveryRow.study).where(  # unless what was made of a 
         _LATER.created_at > DeliveryRow.created_at,
     ),
 )
+"""Of a delivery: it was refused, and nothing that was made of a later version of the study came, or is on its way."""
+_REFUSED: Final = select(DeliveryRow.study).where(REFUSED)
 
 
 def _lost() -> Iterator[tuple[str, Select[Any]]]:

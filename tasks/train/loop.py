@@ -22,6 +22,7 @@ from torch import nn
 from models.errors import MemoryExhaustedError, TrainingError
 from models.plan import TrainPlan
 from tasks.imaging.device import Precision, is_out_of_memory, memory_told
+from tasks.imaging.heap import kept_memory
 from tasks.progress import Stage, stage
 from tasks.train.checkpoint import Checkpoints
 from tasks.train.execution import reproducible
@@ -106,7 +107,7 @@ def fit(
     SystemExit(143) on SIGTERM, after a checkpoint.
     """
     stop = termination or Termination()
-    with reproducible(learner.device), stop.listening():
+    with reproducible(learner.device), kept_memory(learner.device.type), stop.listening():
         _take_up(learner, checkpoints)
         loop = _Loop(learner, sampler, validation, checkpoints, on_event, stop)
         with stage("train", loop.budget.total, loop.budget.unit) as running:

@@ -150,9 +150,9 @@ class PatchSampler:
 
     def batch(self, step: int, size: int) -> Batch:
         """The batch of `step`."""
-        rng = np.random.default_rng((self.seed, step))
+        chance = _Chance(np.random.default_rng((self.seed, step)), 4 * size)
         forced_from = round(size * (1 - self.oversample))
-        drawn = [self._draw(rng, index >= forced_from) for index in range(size)]
+        drawn = [self._draw(chance, index >= forced_from) for index in range(size)]
         kind = np.result_type(*{case.image.dtype for case, _, _ in drawn})
         # Copied once, from the file's pages to where the batch lies.
         images = np.empty((size, drawn[0][0].image.shape[0], *self.patch), kind)
@@ -162,28 +162,43 @@ class PatchSampler:
             copy_cut(mask, corner, place)
         return Batch(torch.from_numpy(images), torch.from_numpy(masks))
 
-    def _draw(self, rng: np.random.Generator, forced: bool) -> tuple[Case, NDArray[np.uint8], list[int]]:
-        case = self.cases[self.cases.draw(rng)]
+    def _draw(self, chance: _Chance, forced: bool) -> tuple[Case, NDArray[np.uint8], list[int]]:
+        cases = self.cases
+        case = cases[chance.below(len(cases)) if cases.shares is None else cases.draw(chance.rng)]
         mask = case.mask
         if mask is None:
             raise ValueError("a case without a mask cannot train a segmentation")
-        return case, mask, self._corner(rng, case, mask.shape, forced)
+        return case, mask, self._corner(chance, case, mask.shape, forced)
 
-    def _corner(self, rng: np.random.Generator, case: Case, shape: Sequence[int], forced: bool) -> list[int]:
+    def _corner(self, chance: _Chance, case: Case, shape: Sequence[int], forced: bool) -> list[int]:
         """First voxel; negative where the case is smaller than the patch, which then lies in the middle."""
         # Plain numbers: on three of them numpy's functions take longer than copying the voxels.
         rooms = [n - size for n, size in zip(shape, self.patch, strict=True)]
-        voxels = self._voxels(rng, case) if forced else None
+        voxels = self._voxels(chance, case) if forced else None
         if voxels is None:
-            return [int(rng.integers(room + 1)) if room > 0 else -(-room // 2) for room in rooms]
-        chosen = voxels[int(rng.integers(len(voxels)))].tolist()
+            return [chance.below(room + 1) if room > 0 else -(-room // 2) for room in rooms]
+        chosen = voxels[chance.below(len(voxels))].tolist()
         wanted = [voxel - size // 2 for voxel, size in zip(chosen, self.patch, strict=True)]
         return [min(max(i, 0), room) if room > 0 else -(-room // 2) for i, room in zip(wanted, rooms, strict=True)]
 
-    def _voxels(self, rng: np.random.Generator, case: Case) -> NDArray[Any] | None:
+    def _voxels(self, chance: _Chance, case: Case) -> NDArray[Any] | None:
         """Those of a class that occurs; None where none does."""
         present = [value for value, voxels in sorted(case.locations.items()) if value > 0 and len(voxels)]
-        return case.locations[present[int(rng.integers(len(present)))]] if present else None
+        return case.locations[present[chance.below(len(present))]] if present else None
+
+
+class _Chance:
+    """`draws` numbers drawn at once: numpy takes as long for one as for a hundred."""
+
+    __slots__ = ("_drawn", "rng")
+
+    def __init__(self, rng: np.random.Generator, draws: int) -> None:
+        self.rng = rng
+        self._drawn = iter(rng.random(draws).tolist())
+
+    def below(self, number: int) -> int:
+        """One of 0 … `number` - 1, each as likely."""
+        return int(next(self._drawn) * number)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ def test_four_lines_are_a_recipe() -> None:
         ("labels.classes = [{name = 'liver', mach = 'Liv*'}]", "did you mean 'match'"),
         ("split.train = 0.9", "add up to 1"),
         ("train.minutes = -1", "train.minutes"),
+        ("train.batch_size = 0", 'toml: train.batch_size: Input should be greater than or equal to 1, or "auto"'),
+        ("preprocess.spacing = [3, 0, 1]", "toml: preprocess.spacing.1: Input should be greater than 0"),
+        ("preprocess.steps = [{step = 'median', size = 99}]", "toml: preprocess.steps.0.size: Input should be less"),
+        ("preprocess.percentiles = [99, 1]", "the lower one comes first"),
+        ("augment.gamma_range = [1.5, 0.7]", "toml: augment.gamma_range: the lower bound comes first"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_what_is_near(line: str, told: str) -> None:

@@ -26,7 +26,7 @@ from models.hospital import Destination
 from models.refs import AnalysisRef, DeliveryRef
 from tasks.deliver.commitment import Commitments, failed_in
 from tasks.deliver.objects import make
-from tasks.deliver.run import MOST_ASKED, Delivered, Dispatcher, enqueue
+from tasks.deliver.run import MOST_ASKED, Delivered, Dispatcher, enqueue, resend
 from tasks.stores.house import Stores
 from tasks.stores.tables import CommitmentRow, DeliveryRow, OutboxRow, now
 from tests.components import Orthanc, free_port, until
@@ -373,6 +373,21 @@ def test_a_class_that_is_not_taken_does_not_hold_up_the_rest(post: Post) -> None
     assert post.dispatcher(by_dimse(pacs.port)).run_due() == 0, "it is not tried for ever"
 
 
+def test_what_was_refused_is_sent_once_more_when_somebody_says_so(post: Post) -> None:
+    """Of a delivery that arrived in part, the rest alone."""
+    with running(Pacs(finds=True, answer=lambda ds: SUCCESS if ds.Modality == "SEG" else 0xA900)) as pacs:
+        destination = by_dimse(pacs.port)
+        assert post.send(destination).state == "refused"
+        pacs.answer = lambda ds: SUCCESS
+        assert resend(post.stores.catalog, "another") == 0
+        assert post.dispatcher(destination).run_due() == 0
+        assert resend(post.stores.catalog) == 1
+        assert post.dispatcher(destination).run_due() == 1
+        assert [ds.Modality for ds in pacs.stored] == ["SEG", "SR"]
+    assert post.row().state == "sent"
+    assert resend(post.stores.catalog) == 0
+
+
 def test_the_other_side_commits_on_the_same_association(post: Post) -> None:
     with running(Pacs(commits=True)) as pacs:
         told = post.send(by_dimse(pacs.port, commitment=True))
@@ -414,8 +429,12 @@ def test_what_is_never_kept_is_given_up(post: Post) -> None:
         for _ in range(MOST_ASKED):
             post.dispatcher(destination).run_due()
         assert len(pacs.stored) == 2 * MOST_ASKED
-    assert post.row().state == "refused"
-    assert post.message().done_at is not None
+        assert post.row().state == "refused"
+        assert post.message().done_at is not None
+        pacs.failing.clear()
+        assert resend(post.stores.catalog) == 1
+        post.dispatcher(destination).run_due()
+    assert post.row().state == "committed"
 
 
 def test_an_answer_that_never_comes_is_asked_for_again(post: Post) -> None:
