@@ -36,6 +36,8 @@ def server_environment(settings: Settings) -> dict[str, str]:
             # SQLite has one writer: wait for it.
             "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
             "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+            # What waits its turn is not late, and each mark is one more that writes.
+            "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "600",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         }
     )

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from abc import abstractmethod
+from contextlib import suppress
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -35,16 +36,28 @@ class SteadyWorker(BaseWorker[Any, Any, Any]):
         self.draining = False
         self.running: dict[UUID, int | None] = {}
         """The flow runs in hand, with the process of each."""
+        self._looking = anyio.Lock()
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Take what is due, unless this worker is about to stop."""
-        if self.draining:
-            return []
-        try:
-            return await super().get_and_submit_flow_runs()
-        except (httpx.TransportError, httpx.HTTPStatusError) as error:
-            _bear(error)
-            return []
+        async with self._looking:
+            if self.draining:
+                return []
+            try:
+                return await super().get_and_submit_flow_runs()
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                _bear(error)
+                return []
+
+    def _release_limit_slot(self, flow_run_id: UUID) -> None:
+        super()._release_limit_slot(flow_run_id)
+        if self._limiter and self._runs_task_group is not None:
+            self._runs_task_group.start_soon(self._look_now)
+
+    async def _look_now(self) -> None:
+        """What waited for a free slot need not wait for the next look."""
+        with suppress(httpx.HTTPStatusError):  # a server that refuses us is told by the next look
+            await self.get_and_submit_flow_runs()
 
     async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
         """Without those in hand: a run that is resumed at once is due again before its process has ended."""

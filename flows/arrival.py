@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
 from flows.artifacts import show_arrival
 from flows.environment import open_stores
+from flows.heartbeats import flow
 from flows.ingest import Ingested, ingest
 from flows.parts import THREADS
 from flows.states import away, caused_by_absence, said

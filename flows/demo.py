@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from flows.environment import open_stores
+from flows.heartbeats import flow
 from flows.memory import demo_recipe, remember_demo
 from flows.predict import predict
 from flows.retrain import retrain

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from flows.artifacts import figures, show_table
 from flows.environment import open_stores
+from flows.heartbeats import flow
 from models.evaluation import Evaluation
 from tasks.evaluate import door as evaluating
 from tasks.ingest import door as ingesting

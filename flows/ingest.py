@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from flows.artifacts import show_pairs
 from flows.environment import open_stores
+from flows.heartbeats import flow
 from flows.parts import THREADS, in_parts
 from models.recipe import Images
 from models.refs import BatchRef, CorrectionRef, LabelRef, VolumeRef

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from flows.artifacts import show_table
 from flows.environment import open_stores
+from flows.heartbeats import flow
 from flows.ingest import ingest
 from flows.parts import THREADS
 from flows.views import PREDICTION_COLUMNS, predictions_told

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.approval import word_of_a_person
 from flows.artifacts import show_dataset, show_evaluation, show_plan
 from flows.environment import open_stores
+from flows.heartbeats import flow
 from flows.ingest import ingest
 from flows.night import for_this_night, one_training_at_a_time, patient
 from flows.parts import THREADS

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.artifacts import show_pairs
 from flows.environment import open_stores
+from flows.heartbeats import flow
 from flows.night import for_this_night
 from tasks.register import door as registering
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from flows.artifacts import show_pairs, show_table
 from flows.drifting import DRIFT_COLUMNS, drift
 from flows.environment import open_stores
+from flows.heartbeats import flow
 from flows.parts import THREADS
 from flows.views import account_told
 from models.settings import Settings

@@ -133,6 +133,9 @@ class Arrivals(_Part):
 
     models: tuple[str, ...] = Field((), description="by name; empty: every model with a champion")
     shadow: bool = Field(False, description="run the challenger too; it is recorded, never delivered")
+    at_once: int = Field(
+        1, ge=1, description="studies analysed at the same time, each by a process with its own copy of the models"
+    )
 
 
 class Nightly(_Part):

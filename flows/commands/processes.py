@@ -73,4 +73,4 @@ def run_arrivals() -> None:
     from deployments.warm_worker import run_arrivals as work
     from flows.services import with_heartbeat
 
-    with_heartbeat(settings, "arrivals", lambda: work(settings))
+    with_heartbeat(settings, "arrivals", lambda: work(settings, at_once=settings.arrivals.at_once))

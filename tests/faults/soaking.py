@@ -32,7 +32,7 @@ from tests.tasks.train.samples import balls
 
 SIDE = 32
 PROCESSES = ("listener", "relay", "arrivals")
-SENDERS = 3
+SENDERS, AT_ONCE = 3, 2
 RECIPE = 'name = "soak"\nkind = "segmentation"\nimages.modality = "CT"\nlabels.source = "SEG"\n'
 
 
@@ -147,7 +147,8 @@ class Soaked(Hospital):
         super().settle()
         file = self.home.folder / "nocturne.toml"
         head, _, rest = file.read_text().partition("[[watched]]")
-        file.write_text(head + "[[destinations]]" + rest.partition("[[destinations]]")[2])
+        several = f"[arrivals]\nat_once = {AT_ONCE}\n\n"
+        file.write_text(head + several + "[[destinations]]" + rest.partition("[[destinations]]")[2])
         self.stores = open_stores(Settings(home=self.home.folder, secret=self.environment["NOCTURNE_SECRET"]))
         package = a_package(self.stores, replace(balls(), recipe=Recipe.parse(RECIPE, where="soak")))
         folder = self.stores.packages.local(package.key)
@@ -253,9 +254,8 @@ class Held:
 def _processes(hospital: Soaked) -> Iterator[tuple[str, psutil.Process]]:
     for name, started in hospital.running.items():
         yield name, psutil.Process(started.pid)
-    engines = psutil.Process(hospital.running["arrivals"].pid).children()
-    if engines:
-        yield "warm engine", engines[0]
+    for number, engine in enumerate(psutil.Process(hospital.running["arrivals"].pid).children(), 1):
+        yield f"warm engine {number}", engine
 
 
 def soak(hospital: Soaked, number: int, *, at_once: int, held: Held) -> list[Expected]:

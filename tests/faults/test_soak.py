@@ -51,6 +51,8 @@ def test_every_study_is_accounted_for_and_nothing_grows(hospital: Soaked, times:
     assert json.loads(hospital.command("status", "--json"))["account"] == found.to_json()
     assert str(found) in hospital.command("status")
 
+    assert "database is locked" not in (hospital.home.folder / "logs" / "prefect.log").read_text()
+
     expected = {sent.uid: sent.results for sent in studies if sent.results}
     until(lambda: hospital.reports().keys() >= expected.keys(), "every result in the PACS", PATIENCE)
     assert hospital.reports() == expected
