@@ -9,6 +9,7 @@ worker is gone it finishes the run that it has, and ends.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -18,6 +19,8 @@ from uuid import UUID
 
 from prefect.engine import handle_engine_signals
 from prefect.flow_engine import load_flow, load_flow_run, run_flow
+
+from tasks.imaging.heap import give_back
 
 READY = "ready"
 DONE = "done"
@@ -32,9 +35,14 @@ def main(modules: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to answer
     for module in modules:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # what stays for good need not be looked at after every run
     print(READY, file=answers)
     for line in questions:
         print(DONE, run(UUID(line.strip())), file=answers)
+        # What the run left in memory goes before the next one, and does not add up.
+        gc.collect()
+        give_back()
 
 
 def run(flow_run_id: UUID) -> int:

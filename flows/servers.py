@@ -28,7 +28,7 @@ def run_prefect(settings: Settings, environment: Mapping[str, str]) -> NoReturn:
     """Prefect's server with the page, the scheduler and the triggers. Raises SettingsError."""
     guarded(settings, "prefect")
     services = settings.services
-    words = ["flows.one_writer", "server", "start", "--host", services.host, "--port", str(services.prefect_port)]
+    words = ["flows.prefect_server", "server", "start", "--host", services.host, "--port", str(services.prefect_port)]
     _become(words, {**reticence.ENVIRONMENT, **environment})
 
 

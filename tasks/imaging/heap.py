@@ -41,6 +41,12 @@ def kept_memory(device_type: str) -> Iterator[None]:
         _change(libc, -1)
 
 
+def give_back() -> None:
+    """What was freed goes back to the kernel, where there is glibc."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
 def _change(libc: ctypes.CDLL, by: int) -> None:
     global _users
     with _lock:

@@ -94,7 +94,7 @@ def test_no_secret_is_told_anywhere(up: Installation, figure: Figure) -> None:
     assert "password" in told
     up.close()
     assert leaking((up.home / "nocturne.toml").read_bytes()), "there are some to be found"
-    assert any("flows.one_writer server start" in one for one in up.arguments)
+    assert any("flows.prefect_server server start" in one for one in up.arguments)
     assert up.leaks() == []
     figure(f"{len(up.arguments)} argument lists of processes, every log, database and printed line: none")
 
