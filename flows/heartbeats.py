@@ -8,9 +8,14 @@ that has ended.
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 
 from prefect import flow, flow_engine
 
 __all__ = ["flow"]
 
-flow_engine._send_heartbeats = partial(flow_engine._send_heartbeats, join_on_exit=False)
+_WAITS = "join_on_exit"
+"""Of Prefect's function: a Prefect that names it otherwise is left as it is."""
+
+if (_heartbeats := getattr(flow_engine, "_send_heartbeats", None)) and _WAITS in signature(_heartbeats).parameters:
+    flow_engine._send_heartbeats = partial(_heartbeats, **{_WAITS: False})

@@ -1,4 +1,4 @@
-"""One real Prefect server for all tests here, and real workers."""
+"""One real Prefect server for all tests here, as an installation starts it, and real workers."""
 
 from __future__ import annotations
 
@@ -166,10 +166,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "NOCTURNE_TEST_FOLDER": str(folder),
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }
-    command = (sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    start = ("-m", "flows.prefect_server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     with (folder / "server.log").open("ab") as log:
         server = subprocess.Popen(
-            command, env={**environment, **server_environment(settings)}, stdout=log, stderr=log, start_new_session=True
+            (sys.executable, *start),
+            env={**environment, **server_environment(settings)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         until(lambda: answers(settings.prefect(), server), "the Prefect server's answer", STARTUP_SECONDS)
