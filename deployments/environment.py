@@ -18,7 +18,7 @@ _DATABASE_VARIABLES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DA
 
 
 def server_environment(settings: Settings) -> dict[str, str]:
-    """For `prefect server start`."""
+    """For Prefect's server."""
     services, home = settings.services, prefect_home(settings)
     found = _unless_set(
         {

@@ -205,14 +205,11 @@ def resend(
 ) -> None:
     """Send once more what a destination refused, now that what was wrong there is mended."""
     settings = ready()
-    if destination and destination not in (known := [one.name for one in settings.destinations]):
-        raise typer.BadParameter(f"no such destination; known here: {', '.join(known) or 'none'}")
     stores = stores_of(settings)
     from flows.console import out
-    from tasks.deliver.run import resend as due_again
+    from flows.services import resend as ask
 
-    due = due_again(stores.catalog, destination or None)
-    out.print(f"{due} deliveries are due; the relay sends them" if due else "no delivery was refused")
+    out.print(ask(settings, stores, destination))
 
 
 @app.command()

@@ -139,6 +139,26 @@ def log_plainly() -> None:
         logging.getLogger(name).setLevel(level)
 
 
+def resend(settings: Settings, stores: Stores, destination: str) -> str:
+    """Make due what that destination refused, or any where it is empty; returns what came of it in words.
+
+    Raises SettingsError for an unknown name.
+    """
+    from tasks.deliver.run import resend as due_again
+
+    known = [one.name for one in settings.destinations]
+    if destination and destination not in known:
+        raise SettingsError(
+            f"no destination of this name; known: {', '.join(known) or 'none'}",
+            where=destination,
+            hint="add it under [[destinations]] in nocturne.toml",
+        )
+    due = due_again(stores.catalog, destination or None)
+    return (
+        f"due again: {due}; the relay sends them, `nocturne status` tells how they fare" if due else "none was refused"
+    )
+
+
 def pull(settings: Settings, stores: Stores, peer: str, *, since: str, modality: str, studies: tuple[str, ...]) -> str:
     """Ask the PACS of that name; returns what came of it in words. Raises SettingsError for an unknown name."""
     from tasks.receive.pull import pull as ask

@@ -257,7 +257,7 @@ def _place(error: Any, data: Any) -> list[str]:
 
 
 def _known_keys(path: list[str]) -> list[str]:
-    """The keys that the recipe knows at `path`; indices and union tags on the way are skipped."""
+    """The keys that the recipe knows at `path`; indices on the way are skipped."""
     models: list[type[BaseModel]] = [Recipe]
     for part in path:
         inner = [m for model in models for m in _models_in(getattr(model.model_fields.get(part), "annotation", None))]

@@ -98,13 +98,14 @@ def resend(catalog: Catalog, destination: str | None = None) -> int:
     with catalog.transaction() as session:
         refused = session.execute(select(DeliveryRow.delivery, DeliveryRow.study).where(REFUSED, *named)).all()
         for rows in by_parts(refused):
-            _due_again(session, [row.delivery for row in rows], "it is sent again, as somebody asked")
+            due_again(session, [row.delivery for row in rows], "it is sent again, as somebody asked")
             bad = (StudyVersionRow.outcome == "refused", StudyVersionRow.study.in_({row.study for row in rows}))
             session.execute(update(StudyVersionRow).where(*bad).values(outcome="waiting"))
     return len(refused)
 
 
-def _due_again(session: Session, deliveries: Sequence[str], detail: str) -> None:
+def due_again(session: Session, deliveries: Sequence[str], detail: str) -> None:
+    """Deliveries that had come to an end are attempted once more; `detail` says why."""
     waits = {"state": "waiting", "detail": detail}
     session.execute(update(DeliveryRow).where(DeliveryRow.delivery.in_(deliveries)).values(**waits))
     due = {"done_at": None, "due_at": now(), "error": detail}
@@ -288,7 +289,7 @@ class Dispatcher:
         """What the other side did not keep is due again."""
         detail = f"{row.destination}: did not keep what it was sent; it is sent again"
         with self._catalog.transaction() as session:
-            _due_again(session, [row.delivery], detail)
+            due_again(session, [row.delivery], detail)
 
     def _ask_again(self, row: DeliveryRow, last: CommitmentRow) -> bool:
         destination = self._destinations.get(row.destination)

@@ -23,6 +23,7 @@ from models.plan import IntTriple
 
 _SMALL = 256 * 1024  # bytes: images up to this size are kept in memory
 _OPEN = 4096  # cases kept open
+_CHANCES = 4  # of a patch, at most: its case, and three for its corner
 
 
 Targets = tuple[int, ...] | tuple[tuple[int, ...], ...]
@@ -150,7 +151,7 @@ class PatchSampler:
 
     def batch(self, step: int, size: int) -> Batch:
         """The batch of `step`."""
-        chance = _Chance(np.random.default_rng((self.seed, step)), 4 * size)
+        chance = _Chance(np.random.default_rng((self.seed, step)), _CHANCES * size)
         forced_from = round(size * (1 - self.oversample))
         drawn = [self._draw(chance, index >= forced_from) for index in range(size)]
         kind = np.result_type(*{case.image.dtype for case, _, _ in drawn})

@@ -14,17 +14,17 @@ import psutil
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE
-from sqlalchemy import update
 
 from flows.environment import open_stores
 from models.account import Account
 from models.recipe import Recipe
 from models.settings import Settings
 from tasks.cohort.headers import stable_uid
+from tasks.deliver.run import due_again
 from tasks.stores.account import account
 from tasks.stores.house import Stores
 from tasks.stores.packages import read_description
-from tasks.stores.tables import DeliveryRow, OutboxRow, StudyVersionRow, now
+from tasks.stores.tables import DeliveryRow, StudyVersionRow
 from tests.components import phantom_study, until
 from tests.flows.hospital import PATIENCE, Hospital
 from tests.tasks.predict.samples import a_package
@@ -215,8 +215,7 @@ class Soaked(Hospital):
         until(lambda: catalog.count(DeliveryRow, there), "a result to be there", PATIENCE)
         name = catalog.find(DeliveryRow, there, limit=1)[0].delivery
         with catalog.transaction() as session:
-            session.execute(update(DeliveryRow).where(DeliveryRow.delivery == name).values(state="waiting"))
-            session.execute(update(OutboxRow).where(OutboxRow.message == name).values(done_at=None, due_at=now()))
+            due_again(session, [name], "")
         until(lambda: catalog.count(DeliveryRow, DeliveryRow.delivery == name, there), "it to be seen there", PATIENCE)
 
     def reports(self) -> dict[str, int]:

@@ -26,7 +26,7 @@ from models.hospital import Destination
 from models.refs import AnalysisRef, DeliveryRef
 from tasks.deliver.commitment import Commitments, failed_in
 from tasks.deliver.objects import make
-from tasks.deliver.run import MOST_ASKED, Delivered, Dispatcher, enqueue, resend
+from tasks.deliver.run import MOST_ASKED, Delivered, Dispatcher, due_again, enqueue, resend
 from tasks.stores.house import Stores
 from tasks.stores.tables import CommitmentRow, DeliveryRow, OutboxRow, now
 from tests.components import Orthanc, free_port, until
@@ -70,8 +70,8 @@ class Post:
 
     def reopen(self, delivery: str) -> None:
         """As if nobody had written down that it arrived."""
-        self.stores.catalog.change(OutboxRow, OutboxRow.message == delivery, done_at=None, due_at=now())
-        self.stores.catalog.change(DeliveryRow, DeliveryRow.delivery == delivery, state="waiting")
+        with self.stores.catalog.transaction() as session:
+            due_again(session, [delivery], "")
 
     def row(self) -> DeliveryRow:
         (row,) = self.stores.catalog.find(DeliveryRow)
