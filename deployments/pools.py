@@ -22,7 +22,7 @@ from prefect.workers.process import ProcessWorker
 
 from deployments.names import ARRIVALS_POOL, WORK_POOL
 from deployments.warm_worker import WarmWorker
-from flows.night import GPU
+from flows.night import GPU, knows_the_limit
 
 PoolType = Literal["process", "docker", "kubernetes"]
 _TOLD: Final[Mapping[PoolType, str]] = {
@@ -50,9 +50,7 @@ def make_pools(client: SyncPrefectClient, kind: PoolType = "process") -> None:
     _make(client, training_pool(kind), kind, _TOLD[kind], job_template(kind))
     told = "Arrived studies: run by a process that keeps the models in memory."
     _make(client, ARRIVALS_POOL, WarmWorker.type, told, WarmWorker.get_default_base_job_template())
-    try:
-        client.read_global_concurrency_limit_by_name(GPU)
-    except ObjectNotFound:
+    if not knows_the_limit(client):
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=1))
 
 

@@ -8,8 +8,10 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from prefect import Task
 from prefect.cache_policies import RUN_ID, TASK_SOURCE
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.concurrency.sync import concurrency
 from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 P = ParamSpec("P")
@@ -42,9 +44,26 @@ def one_training_at_a_time() -> Iterator[None]:
         yield  # resumed after somebody's answer: it has trained, and need not wait for another's training
         return
     deployed = run is not None and run.deployment_id is not None
+    if not deployed and not _device_is_limited():
+        yield
+        return
     # A server that is away for a minute must not end hours of training: the lease may lapse, the work goes on.
     with concurrency(GPU, lease_duration=LEASE_SECONDS, strict=deployed, raise_on_lease_renewal_failure=False):
         yield
+
+
+def _device_is_limited() -> bool:
+    with get_client(sync_client=True) as client:
+        return knows_the_limit(client)
+
+
+def knows_the_limit(client: SyncPrefectClient) -> bool:
+    """Whether this server limits trainings."""
+    try:
+        client.read_global_concurrency_limit_by_name(GPU)
+    except ObjectNotFound:
+        return False
+    return True
 
 
 def for_this_night(door: Task[P, R]) -> Task[P, R]:

@@ -68,10 +68,10 @@ def _night(recipe: Recipe, batch: BatchRef | None, approval: bool, approval_hour
     if asked and registering.would_serve(stores, package, evaluation, before, comparison, policy):
         word = word_of_a_person(stores, recipe.name, evaluation, before, comparison, approval_hours)
     registered = registering.register(stores, package, evaluation, before, comparison, word, policy)
-    watched(stores, (recipe.name,))
     without = judged_without(stores, recipe, real, followed)
     report = evaluating.report(stores, evaluation, before, registered, without, comparison)
     registering.attach(stores, registered, report)
 
     show_evaluation(stores, evaluation, registered, report)
+    watched(stores, (recipe.name,))  # last: what fails here costs no report
     return Night(dataset=dataset, evaluation=evaluation, registered=registered, report=report, run=str(flow_run.id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import pytest
@@ -50,7 +51,9 @@ def test_a_second_training_waits_for_the_first(limited: Served) -> None:
     assert most == [1, 1]
 
 
-def test_a_server_without_the_limit_lets_everybody_pass(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_the_limit_lets_everybody_pass_and_warns_of_nothing(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("flows.night.GPU", "a limit that nobody made")
 
     @flow(name="training")
@@ -60,6 +63,7 @@ def test_a_server_without_the_limit_lets_everybody_pass(served: Served, monkeypa
 
     with served.spoken_to():
         assert train() == "trained"
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_door_that_stands_for_the_night_is_opened_once_a_run(served: Served) -> None:

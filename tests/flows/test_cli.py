@@ -24,6 +24,8 @@ COMMANDS = [
     ["models", "export"],
     ["predict"],
     ["status"],
+    ["pull"],
+    ["resend"],
     ["doctor"],
     ["demo"],
 ]
@@ -121,6 +123,16 @@ def test_a_model_that_is_not_there_is_told_with_what_to_do(tmp_path: Path) -> No
     assert told.returncode == 1
     assert "not-found" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_a_resend_says_what_it_did_or_which_destinations_there_are(tmp_path: Path) -> None:
+    (tmp_path / "nocturne.toml").write_text('[[destinations]]\nkind = "folder"\nname = "pacs"\npath = "out"\n')
+    idle = nocturne("resend", home=tmp_path)
+    assert (idle.returncode, idle.stdout.strip()) == (0, "none was refused")
+    unknown = nocturne("resend", "the-pacs", home=tmp_path)
+    assert unknown.returncode == 1
+    assert "known: pacs" in unknown.stderr
+    assert "[[destinations]]" in unknown.stderr
 
 
 def test_the_doctor_names_a_secret_that_others_can_read(tmp_path: Path) -> None:

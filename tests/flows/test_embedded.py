@@ -62,10 +62,22 @@ def test_none_is_started_where_one_is_named_or_none_is_wanted(tmp_path: Path, sa
     assert found.stdout.split() == ["none"], found.stderr
 
 
-def test_one_that_does_not_start_is_told_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "prefect").write_text("not a folder")
-    found = told(
-        tmp_path / "home", PREFECT_HOME=str(tmp_path / "prefect"), PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="5"
-    )
-    assert "ServiceUnavailableError: prefect: Prefect's embedded server does not start" in found.stderr
+@pytest.mark.parametrize("damaged", ["its folder is a file", "its database is something else"])
+def test_one_that_does_not_start_is_told_with_its_last_words_and_what_to_do(tmp_path: Path, damaged: str) -> None:
+    place = tmp_path / "prefect"
+    if damaged == "its folder is a file":
+        place.write_text("not a folder")
+    else:
+        place.mkdir()
+        (place / "prefect.db").write_text("not a database" * 1000)
+    found = told(tmp_path / "home", PREFECT_HOME=str(place))
+    assert "ServiceUnavailableError: prefect: Prefect's embedded server does not start: it ended" in found.stderr
+    assert str(place) in found.stderr
     assert "PREFECT_API_URL" in found.stderr
+    if damaged == "its database is something else":
+        assert "file is not a database" in found.stderr
+
+
+def test_one_that_does_not_answer_is_ended(tmp_path: Path) -> None:
+    found = told(tmp_path, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="1")
+    assert "does not start: no answer in 1 s" in found.stderr
