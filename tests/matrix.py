@@ -7,13 +7,13 @@
         figure(f"{kills} kills, {acknowledged} acknowledged, 0 lost")
 
 tests/faults/rows.py names the rows. Several tests may speak for one; it stands when all of them pass. `--full` runs
-every row at its full length, `--trust FILE` writes the table between the markers of FILE. The functions here are hooks;
-tests/conftest.py names them.
+every row at its full length, `--trust FILE` writes the table between the markers of FILE, where rows that the run did
+not touch stay as they were. The functions here are hooks; tests/conftest.py names them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,15 +96,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if target and not hasattr(session.config, "workerinput"):
         page = Path(target)
         before, rest = page.read_text().split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n{_table()}\n{END}{rest.split(END)[1]}")
+        stood, after = rest.split(END)
+        page.write_text(f"{before}{BEGIN}\n{_table(stood.splitlines())}\n{END}{after}")
 
 
-def _table() -> str:
+def _table(stood: Sequence[str]) -> str:
     lines = ["| area | fault | expected | outcome | seen |", "|---|---|---|---|---|"]
     for name, row in FAULTS.items():
-        outcome = _outcomes.get(name, Outcome())
-        seen = "; ".join(dict.fromkeys(outcome.figures))
-        lines.append(f"| {row.area} | {row.fault} | {row.expected} | {outcome} | {seen} |")
+        said = f"| {row.area} | {row.fault} | {row.expected} |"
+        if name in _outcomes:
+            outcome = _outcomes[name]
+            lines.append(f"{said} {outcome} | {'; '.join(dict.fromkeys(outcome.figures))} |")
+        else:
+            lines.append(next((line for line in stood if line.startswith(said)), f"{said} **not run** |  |"))
     return "\n".join(lines)
 
 
