@@ -241,18 +241,30 @@ def _scanner() -> AE:
 
 @dataclass
 class Held:
-    """Resident megabytes and open files of every process, each time with how many studies were done by then."""
+    """The least resident megabytes and open files of every process while some studies more were done.
+
+    What a run takes while it runs comes and goes by more than what could grow: what does not go is there at rest too.
+    """
 
     done: list[int] = field(default_factory=list)
     memory: dict[str, list[float]] = field(default_factory=dict)
     files: dict[str, list[float]] = field(default_factory=dict)
+    _least: dict[str, tuple[float, int]] = field(default_factory=dict)
 
-    def look(self, hospital: Soaked, done: int) -> None:
-        """Once."""
-        self.done.append(done)
+    def look(self, hospital: Soaked) -> None:
+        """Once; often, between two `keep`."""
         for name, process in _processes(hospital):
-            self.memory.setdefault(name, []).append(process.memory_info().rss / 1e6)
-            self.files.setdefault(name, []).append(process.num_fds())
+            megabytes, files = process.memory_info().rss / 1e6, process.num_fds()
+            least = self._least.get(name, (megabytes, files))
+            self._least[name] = (min(least[0], megabytes), min(least[1], files))
+
+    def keep(self, done: int) -> None:
+        """What was the least since the last time, with how many studies are done."""
+        self.done.append(done)
+        for name, (megabytes, files) in self._least.items():
+            self.memory.setdefault(name, []).append(megabytes)
+            self.files.setdefault(name, []).append(files)
+        self._least.clear()
 
     def growth(self, kept: dict[str, list[float]], *, warm: int) -> dict[str, float]:
         """By least squares what a thousand studies more take, once `warm` studies were done."""
@@ -268,7 +280,9 @@ class Held:
 def _processes(hospital: Soaked) -> Iterator[tuple[str, psutil.Process]]:
     for name, started in hospital.running.items():
         yield name, psutil.Process(started.pid)
-    for number, engine in enumerate(psutil.Process(hospital.running["arrivals"].pid).children(), 1):
+    children = psutil.Process(hospital.running["arrivals"].pid).children()
+    engines = [child for child in children if any("warm_engine" in word for word in child.cmdline())]
+    for number, engine in enumerate(engines, 1):
         yield f"warm engine {number}", engine
 
 
@@ -279,17 +293,22 @@ def soak(hospital: Soaked, number: int, *, at_once: int, held: Held) -> list[Exp
         some = [study(n) for n in range(start, min(start + at_once // 2, number))]
         hospital.send_all(some)
         every += [sent.expected() for sent in some]
-        settle(hospital, at_once // 2 if len(every) < number else 0)
+        settle(hospital, at_once // 2 if len(every) < number else 0, held)
         if start == 0:
             hospital.send_one_again()
-        held.look(hospital, len(every) - hospital.account().waiting)
+        held.keep(len(every) - hospital.account().waiting)
     return every
 
 
-def settle(hospital: Soaked, left: int) -> None:
+def settle(hospital: Soaked, left: int, held: Held) -> None:
     """Until no more than `left` studies wait; fails where none gets on for long."""
-    waiting = hospital.account().waiting
-    while waiting > left:
-        before = waiting
-        until(lambda: hospital.account().waiting < before, f"one of {before} gets on", 4 * PATIENCE)  # noqa: B023
-        waiting = hospital.account().waiting
+
+    def waiting() -> int:
+        held.look(hospital)
+        return hospital.account().waiting
+
+    now = waiting()
+    while now > left:
+        before = now
+        until(lambda: waiting() < before, f"one of {before} gets on", 4 * PATIENCE)  # noqa: B023
+        now = waiting()
