@@ -139,7 +139,7 @@ class DicomwebArchive:
                 return [Dataset.from_json(dict(one)) for one in search(**asked)]
         except NocturneError:
             raise  # some are ValueErrors too
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):  # pydicom's
             raise SettingsError(
                 "does not answer as DICOMweb does", where=self._peer.name, hint="check its url in the settings"
             ) from None

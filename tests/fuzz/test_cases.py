@@ -214,6 +214,15 @@ def test_a_boundary_in_parts_that_are_numbered_beyond_all_numbers() -> None:
     dicomweb.target(kind.encode() + b"\n--b--")
 
 
+@pytest.mark.parametrize(
+    "element",
+    [b'"00201208": {"vr": "IS", "Value": [-Infinity]}', b'"00280010": {"vr": "OW", "InlineBinary": []}'],
+    ids=["infinite", "empty"],
+)
+def test_an_answer_with_a_value_that_none_can_be(element: bytes) -> None:
+    dicomweb.target(b'application/dicom+json\n[{"0020000D": {"vr": "UI", "Value": ["1.2.3"]}, ' + element + b"}]")
+
+
 @pytest.mark.parametrize("body", [b"[" * 100_000, b"[" + b'{"00081140":{"vr":"SQ","Value":[' * 3000])
 def test_an_answer_nested_without_end(body: bytes) -> None:
     dicomweb.target(b"application/dicom+json\n" + body)
