@@ -313,7 +313,7 @@ def _transfer_syntax(dataset: Dataset) -> UID:
     declared = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     if not declared:
         return ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian
-    if UID(declared).type != "Transfer Syntax":
+    if not isinstance(declared, str) or UID(declared).type != "Transfer Syntax":
         raise HeaderError("a transfer syntax that the standard does not know", reason="unsupported-transfer-syntax")
     return UID(declared)
 

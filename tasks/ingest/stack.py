@@ -155,7 +155,7 @@ def _apart(group: list[Slice]) -> list[list[Slice]]:
 
 def _natural(marks: tuple[str, ...]) -> tuple[tuple[int, float, str], ...]:
     """Marks in the order of their numbers where they are numbers."""
-    return tuple((0, float(m), "") if m.replace(".", "", 1).isdigit() else (1, 0.0, m) for m in marks)
+    return tuple((0, float(m), "") if m.replace(".", "", 1).isdecimal() else (1, 0.0, m) for m in marks)
 
 
 def _repeats(group: Sequence[Slice]) -> bool:

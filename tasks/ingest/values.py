@@ -10,6 +10,7 @@ from pydicom.datadict import DicomDictionary
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 
 from models.errors import HeaderError
 from tasks.ingest.confidentiality import KIND, keyword
@@ -46,7 +47,7 @@ class UnreadableError(Exception):
 
 
 def strings(element: Element, source: Dataset) -> list[str]:
-    """The values as text without padding; [] where the element is empty."""
+    """The values as text without padding; [] where it is empty. Raises UnreadableError where it holds items."""
     value = element.value
     if isinstance(value, bytes) and element.VR not in (None, "LO", "SH", "ST", "LT", "UT", "UC", "PN"):
         value = value.decode("ascii", "replace")
@@ -54,6 +55,8 @@ def strings(element: Element, source: Dataset) -> list[str]:
         value = decoded(source, int(element.tag)).value
     if value is None or value == "" or value == b"":
         return []
+    if isinstance(value, Sequence):
+        raise UnreadableError
     values = value.split("\\") if isinstance(value, str) else [value] if not _is_multiple(value) else value
     return [str(v).strip(PADDING) for v in values]
 

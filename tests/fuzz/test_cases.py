@@ -11,14 +11,15 @@ from datetime import datetime
 import numpy as np
 import pytest
 from pydicom.dataelem import DataElement
-from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.association import Association
 
 from models.errors import GeometryError, HeaderError, LabelError, RecipeError
 from models.geometry import Geometry
 from tasks.ingest.labels.polygons import fill
 from tasks.ingest.labels.rtstruct import _plane_of_slices
+from tasks.ingest.stack import _natural
 from tasks.ingest.suv import _moment
 from tasks.receive.streams import boundary_of
 from tests.components import until
@@ -74,6 +75,26 @@ def test_a_class_told_in_numbers() -> None:
     odd[0x00080016] = DataElement(0x00080016, "US", [11825, 11826])
     with pytest.raises(HeaderError, match="UID"):
         headers._DEIDENTIFIER.deidentify(odd)
+
+
+def test_a_uid_that_holds_items() -> None:
+    odd = Dataset()
+    odd.PatientID, odd.StudyInstanceUID, odd.SOPClassUID = "1", "1.2", CTImageStorage
+    odd[0x00200052] = DataElement(0x00200052, "SQ", [Dataset()])
+    assert 0x00200052 not in headers._DEIDENTIFIER.deidentify(odd)
+
+
+def test_several_transfer_syntaxes() -> None:
+    odd = Dataset()
+    odd.PatientID, odd.StudyInstanceUID, odd.SOPClassUID = "1", "1.2", CTImageStorage
+    odd.file_meta = FileMetaDataset()
+    odd.file_meta.TransferSyntaxUID = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+    with pytest.raises(HeaderError, match="transfer syntax"):
+        headers._DEIDENTIFIER.deidentify(odd)
+
+
+def test_a_mark_in_superscript() -> None:
+    assert sorted([("²",), ("10",), ("9",)], key=_natural) == [("9",), ("10",), ("²",)]
 
 
 @pytest.mark.parametrize("name", [b"Person", b"P\xe9rson"])
