@@ -346,10 +346,13 @@ def _side_by_side(
 
 
 def _on_worker(work: Callable[[Case], T | NocturneError], case: Case) -> T | NocturneError:
-    from tasks.preprocess.workers import of_use_here
+    from tasks.preprocess.workers import lighten, of_use_here
 
     of_use_here()
-    return work(case)
+    try:
+        return work(case)
+    finally:
+        lighten()
 
 
 def _result(future: Future[T | NocturneError], case: Case) -> T | NocturneError:

@@ -239,7 +239,8 @@ class TestAWorker:
 
     def test_that_does_not_belong_has_its_work_done_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stranger = OfThisHouse(Path("absent"), "t", "", "")
-        monkeypatch.setattr("tasks.preprocess.workers.get_worker", lambda: SimpleNamespace(plugins={"p": stranger}))
+        worker = SimpleNamespace(plugins={"p": stranger}, memory_manager=SimpleNamespace(memory_limit=None))
+        monkeypatch.setattr("tasks.preprocess.workers.get_worker", lambda: worker)
         assert run._on_worker(lambda case: case.volume, Case("", "v")) == "v"
         stranger.unfit = SettingsError("does not belong")
         with pytest.raises(Reschedule):

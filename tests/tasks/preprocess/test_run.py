@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,36 @@ def test_a_killed_worker_costs_no_case(volumes: Path, root: Path) -> None:
     assert sorted(done.done.values()) == sorted(keys)
     for key in keys:
         assert np.asarray(store.open(key).image, np.float32).std() > 0
+
+
+def test_a_worker_that_a_case_left_almost_full_takes_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.preprocess.cluster.LocalCluster", partial(LocalCluster, memory_limit=2 << 30))
+    monkeypatch.setattr("tasks.preprocess.cluster.LONELY_SECONDS", 5.0)
+    with compute_client("", 1) as own:
+        done = run._each(own, _filling, [Case("", str(n)) for n in range(3)], "test")
+    assert len(done.done) == 3
+
+
+_KEPT: list[np.ndarray] = []
+
+
+def _filling(case: Case) -> str:
+    """Most of what Dask lets a worker have, which is then free, but for the last block: all others lie below it."""
+    blocks = list[np.ndarray]()
+    while psutil.Process().memory_info().rss < 0.88 * (2 << 30):
+        blocks.append(np.ones(1 << 20))
+    _KEPT.extend(blocks[-1:])
+    return case.volume
+
+
+def test_what_dask_sets_for_its_workers_is_not_left_to_our_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "PYTHONHASHSEED")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    with compute_client("", 1) as own:
+        (inside,) = own.run(lambda: dict(os.environ)).values()
+    assert set(names) <= inside.keys()
+    assert not set(names) & os.environ.keys()
 
 
 def another_than(pid: int, client: Client) -> bool:
