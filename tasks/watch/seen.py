@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 
 from models.errors import NotFoundError, PackageError
 from models.package import ModelPackage
@@ -75,18 +75,22 @@ def predicted_cases(
 ) -> list[Predicted]:
     """The images that this model was shown, in any version or in one, the newest first or the oldest."""
     moment = PredictionRow.created_at
-    query = (
-        select(PredictionRow, VolumeRow.patient, VolumeRow.study, VolumeRow.manufacturer, VolumeRow.model_name)
-        .join(VolumeRow, PredictionRow.volume == VolumeRow.volume)
-        .join(PackageRow, PredictionRow.package == PackageRow.package)
-        .where(PackageRow.name == name)
-        .order_by(moment if oldest else moment.desc(), PredictionRow.prediction)
-        .limit(limit)
+    # Asked first: looking for the newest of a model that said nothing yet goes through all that others said.
+    spoke = select(PackageRow.package).where(
+        PackageRow.name == name, exists().where(PredictionRow.package == PackageRow.package)
     )
     if package is not None:
-        query = query.where(PredictionRow.package == package)
+        spoke = spoke.where(PackageRow.package == package)
     with stores.catalog.reading() as session:
-        return list(_told(session.execute(query.execution_options(yield_per=_AT_ONCE))))
+        versions = session.scalars(spoke).all()
+        query = (
+            select(PredictionRow, VolumeRow.patient, VolumeRow.study, VolumeRow.manufacturer, VolumeRow.model_name)
+            .join(VolumeRow, PredictionRow.volume == VolumeRow.volume)
+            .where(PredictionRow.package.in_(versions))
+            .order_by(moment if oldest else moment.desc(), PredictionRow.prediction)
+            .limit(limit)
+        )
+        return list(_told(session.execute(query.execution_options(yield_per=_AT_ONCE)))) if versions else []
 
 
 def window(
