@@ -2,7 +2,8 @@
 
     python benchmarks/arrival.py [--studies 6]
 
-The first study warms the model; the others count. What is printed is the time after the quiet time.
+The sender asks for storage commitment, which says that this was all of the study: no quiet time passes. The seconds
+count from the answer to that. The first study loads the model; the others count.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tasks.cohort.write import draw_case, write_cohort
-from tests.components import part10, phantom_study, running_orthanc
+from tests.components import part10, phantom_study, running_orthanc, until
 from tests.faults.night import Home
-from tests.flows.hospital import Hospital, opened
+from tests.flows.hospital import PATIENCE, Hospital, at_work
 
 SEED = 78
 TARGET = 10.0
@@ -35,25 +38,26 @@ def main() -> None:
         home = Home(folder / "home", write_cohort(folder / "cohort", patients=10, broken=0).incoming)
         home.finish()
         (folder / "pacs").mkdir()
-        with running_orthanc(folder / "pacs", stable_seconds=600) as pacs:
-            hospital = Hospital(home, pacs, folder / "inbox", quiet_seconds=3.0)
-            with opened(hospital):
-                seconds = [arrival(hospital, study(folder, number)) for number in range(1, studies + 1)]
-    warm = seconds[1:]
-    print(f"first study, which loads the model: {seconds[0]:.1f} s after the quiet time")
-    told = f"median {statistics.median(warm):.1f} s, at most {max(warm):.1f} s (to reach: {TARGET:.0f} s)"
-    print(f"the next {len(warm)}: {told}")
+        with (
+            running_orthanc(folder / "pacs", stable_seconds=600) as pacs,
+            at_work(Hospital(home, pacs, folder / "inbox")) as hospital,
+        ):
+            first, *warm = (arrival(hospital, study(folder, number)) for number in range(1, studies + 1))
+    reached = "reached" if max(warm) <= TARGET else "**not reached**"
+    print("| | s, median (most) | to reach |\n|---|---|---|")
+    print(f"| the first study, which loads the model | {first:.1f} | |")
+    print(f"| **the next {len(warm)}** | {statistics.median(warm):.1f} ({max(warm):.1f}) | {TARGET:g}: {reached} |")
 
 
 def arrival(hospital: Hospital, sent: Path) -> float:
-    """Seconds from the last acknowledged instance to the SEG in the PACS, less the quiet time."""
+    """Seconds from the answer that all of it is safe here to the SEG in the PACS."""
     hospital.send(sent)
     begun = time.monotonic()
-    while hospital.segmentation(sent) is None:
-        if time.monotonic() - begun > 300:
-            raise SystemExit(hospital.logs())
-        time.sleep(0.1)
-    return time.monotonic() - begun - hospital.quiet_seconds
+    try:
+        until(lambda: hospital.segmentation(sent), "the result", PATIENCE)
+    except pytest.fail.Exception:
+        raise SystemExit(hospital.logs()) from None
+    return time.monotonic() - begun
 
 
 def study(folder: Path, number: int) -> Path:

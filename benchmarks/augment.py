@@ -130,7 +130,7 @@ def monai(work: Work) -> Contestant:
 def nnunet(work: Work, peers: Path, threads: int, draws: int) -> Iterator[Served]:
     """In its own environment, on the same batch."""
     with tempfile.TemporaryDirectory() as folder:
-        files = []
+        files = list[Path]()
         for size, count in ((work.size, work.count), (work.small, 1)):
             images, masks = work.batch(size, count)
             files.append(Path(folder) / f"{len(files)}.npz")

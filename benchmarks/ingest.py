@@ -181,6 +181,12 @@ def by_peer(library: str, source: Path, folder: Path) -> None:
     run(sys.executable, READER, library, folder, source)
 
 
+def one_after_the_other(library: str, sources: Sequence[Path], folder: Path) -> None:
+    """A process each."""
+    for source in sources:
+        by_peer(library, source, folder)
+
+
 def floor(source: Path, folder: Path) -> Turn:
     """The same decoder in two threads, over files that are in memory, and the voxels into one file as they are."""
     headers = [read_header(Source(str(path))) for path in sorted(source.iterdir())]
@@ -263,9 +269,9 @@ def uncompressed(work: Path, given: argparse.Namespace) -> str:
             "whole": partial(ours_whole, sources),
             "gzip": partial(two_at_a_time, partial(dcm2niix, packing="i"), sources),
             "plain": partial(two_at_a_time, dcm2niix, sources),
-            "sitk": lambda folder: [by_peer("simpleitk", source, folder) for source in sources],
+            "sitk": partial(one_after_the_other, "simpleitk", sources),
             "sitk running": lambda folder: running(),
-            "monai": lambda folder: times(one_turn(lambda: by_peer("monai", some[0], folder)), len(sources)),
+            "monai": lambda folder: times(one_turn(partial(by_peer, "monai", some[0], folder)), len(sources)),
             "monai running": lambda folder: times(reading(), len(sources)),
         }
         found = turns({names[key]: alone(call, work) for key, call in contestants.items()}, given.repeat)

@@ -128,7 +128,7 @@ class Stage:
 
         set_determinism(0)
         # What is no transform of its own would end what is cached.
-        chain: list[object] = [mt.Lambda(load), *([mt.FgBgToIndicesd("label")] if indices else [])]
+        chain: list[Callable[..., object]] = [mt.Lambda(load), *([mt.FgBgToIndicesd("label")] if indices else [])]
         known = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"} if indices else {}
         crop = mt.RandCropByPosNegLabeld(
             ("image", "label"), "label", work.patch, pos=1, neg=2, num_samples=CROPS, **known

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
@@ -40,7 +41,7 @@ from tasks.preprocess.run import Case, Reading, prepare_dataset
 from tasks.stores.prepared import class_locations
 from tasks.stores.volumes import VolumeStore
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Chain = Callable[["One"], object]
 
 SPACING, TARGET = (2.5, 0.7, 0.7), (1.5, 1.5, 1.5)
@@ -195,7 +196,7 @@ def resampling(one: One, repeat: int) -> None:
     def exact(kind: type[np.floating]) -> Array:
         return ndimage.zoom(image.astype(kind), zoom, order=3, mode="nearest", grid_mode=True)
 
-    contestants: dict[str, Callable[[], Array]] = {
+    contestants: dict[str, Callable[[], Array | torch.Tensor]] = {
         "Nocturne, cubic": lambda: resample(image, target),
         "Nocturne, linear": lambda: resample(image, target, order=1),
         "SimpleITK, linear": lambda: sitk.GetArrayFromImage(itk_resample(itk, sitk.sitkLinear, sitk.sitkFloat32)),

@@ -105,7 +105,8 @@ def truth_of(stores: Stores, row: DatasetRow, recipe: Recipe, dataset: Dataset) 
 
 def export_nnunet(stores: Stores, dataset: Dataset, recipe: Recipe, folder: Path) -> dict[str, DatasetRow]:
     """The cohort as nnU-Net reads it; names of the test cases. Validation is nnU-Net's own validation fold."""
-    raw, test, splits = folder / "raw" / NNUNET, {}, {"train": [], "val": []}
+    raw, test = folder / "raw" / NNUNET, dict[str, DatasetRow]()
+    splits: dict[str, list[str]] = {"train": [], "val": []}
     channels = 1
     for number, row in enumerate(dataset.rows):
         name, where = f"case_{number:04d}", "Ts" if row.split == "test" else "Tr"
@@ -165,7 +166,7 @@ def judge_classes(dataset: Dataset, found: np.ndarray, threshold: float, who: st
 
 def read_mask(path: Path) -> np.ndarray:
     """(z, y, x) labels of a predicted NIfTI."""
-    return np.asarray(nib.load(path).dataobj).astype(np.uint8).transpose(2, 1, 0)
+    return np.asarray(nib.Nifti1Image.from_filename(path).dataobj).astype(np.uint8).transpose(2, 1, 0)
 
 
 def images_of(stores: Stores, dataset: Dataset, split: SplitName) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,9 @@ from torch.nn import functional
 BATCH, IMAGES, PATCH, RATE = 2, 64, (48, 48, 48), 1e-3
 
 
-def learn(network: nn.Module, batches: Callable[[], Iterator[tuple[Tensor, Tensor]]], loss: nn.Module, seconds: float):
+def learn(
+    network: nn.Module, batches: Callable[[], Iterator[tuple[Tensor, Tensor]]], loss: nn.Module, seconds: float
+) -> tuple[int, float]:
     """Steps until the CPU seconds are spent; how many, and how long they took."""
     optimiser = torch.optim.AdamW(network.parameters(), RATE)
     begun, steps = time.process_time(), 0
