@@ -46,7 +46,7 @@ class _Server(SubprocessASGIServer):
         atexit.register(self.stop)
         seconds = timeout or PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-            for left in reversed(range(_TRIES)):
+            for _ in range(_TRIES):
                 self.port = self.find_available_port()
                 self.server_process = process = _launched(self.port, said)
                 self.running = _answers(f"{self.api_url}/health", process, time.monotonic() + seconds)
@@ -55,8 +55,7 @@ class _Server(SubprocessASGIServer):
                 if process.poll() is None:
                     self.stop()
                     raise _does_not_start(f"no answer in {seconds:g} s", said)
-                if not left:
-                    raise _does_not_start(f"it ended with code {process.returncode}", said)
+            raise _does_not_start(f"it ended with code {process.returncode}", said)
 
 
 def _launched(port: int, said: IO[str]) -> subprocess.Popen[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -148,11 +148,7 @@ def resend(settings: Settings, stores: Stores, destination: str) -> str:
 
     known = [one.name for one in settings.destinations]
     if destination and destination not in known:
-        raise SettingsError(
-            f"no destination of this name; known: {', '.join(known) or 'none'}",
-            where=destination,
-            hint="add it under [[destinations]] in nocturne.toml",
-        )
+        raise _unknown("destination", destination, known)
     due = due_again(stores.catalog, destination or None)
     return (
         f"due again: {due}; the relay sends them, `nocturne status` tells how they fare" if due else "none was refused"
@@ -166,11 +162,7 @@ def pull(settings: Settings, stores: Stores, peer: str, *, since: str, modality:
 
     known = {one.name: one for one in settings.peers}
     if peer not in known:
-        raise SettingsError(
-            f"no peer of this name; known: {', '.join(known) or 'none'}",
-            where=peer,
-            hint="add it under [[peers]] in nocturne.toml",
-        )
+        raise _unknown("peer", peer, known)
     log_plainly()
     with Reception(stores.catalog, stores.spool, stores.pseudonymizer, source=peer) as reception:
         done = ask(
@@ -184,6 +176,14 @@ def pull(settings: Settings, stores: Stores, peer: str, *, since: str, modality:
             ae_title=settings.listener.ae_title,
         )
     return str(done)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> SettingsError:
+    return SettingsError(
+        f"no {what} of this name; known: {', '.join(known) or 'none'}",
+        where=name,
+        hint=f"add it under [[{what}s]] in nocturne.toml",
+    )
 
 
 def duration(text: str) -> timedelta:
