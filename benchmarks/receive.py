@@ -33,6 +33,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.components import dcmtk  # noqa: E402
+
 ME = str(Path(__file__).resolve())
 SIDE = 512  # 16 bits: 0.5 MB
 SECRET = b"s" * 32
@@ -79,7 +83,7 @@ def send(port: int, studies: list[list[Path]]) -> float:
     begun = time.perf_counter()
     senders = [
         subprocess.Popen(
-            ["storescu", "-aec", "BENCH", "-aet", "BENCHSCU", "127.0.0.1", str(port), *map(str, paths)],
+            [dcmtk("storescu"), "-aec", "BENCH", "-aet", "BENCHSCU", "127.0.0.1", str(port), *map(str, paths)],
             env=ENVIRONMENT,
             stderr=subprocess.PIPE,
         )
@@ -105,7 +109,6 @@ def wait_for_the_end() -> None:
 
 def serve_ours(folder: Path, port: int) -> None:
     """Our listener with its catalog and its spool, as `nocturne up` runs it."""
-    sys.path.insert(0, str(ROOT))
     from models.hospital import Listener as Settings
     from models.pseudonyms import Pseudonymizer
     from tasks.receive.listener import Listener
@@ -246,7 +249,6 @@ def print_table(table: dict[int, dict[str, list[float]]], labels: list[str]) -> 
 
 def killed(folder: Path, kills: int, associations: int) -> tuple[int, int]:
     """How many instances were acknowledged over so many kills, and how many of them are not there."""
-    sys.path.insert(0, str(ROOT))
     from tests.tasks.receive.killing import Killed
 
     folder.mkdir(parents=True)

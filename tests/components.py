@@ -12,6 +12,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -88,8 +89,19 @@ def until(holds: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS
 
 def needs(*programs: str) -> None:
     """Skip the test where a program is not installed."""
-    if absent := [name for name in programs if shutil.which(name) is None]:
+    if absent := [name for name in programs if shutil.which(name, path=_elsewhere()) is None]:
         pytest.skip(f"not installed: {', '.join(absent)}")
+
+
+def dcmtk(program: str) -> str:
+    """Where it is. An activated environment puts pynetdicom's programs first, which have the same names."""
+    return shutil.which(program, path=_elsewhere()) or program
+
+
+def _elsewhere() -> str:
+    """The search path without the virtual environment's programs."""
+    own = Path(sys.prefix, "bin") if sys.prefix != sys.base_prefix else None
+    return os.pathsep.join(folder for folder in os.get_exec_path() if Path(folder) != own)
 
 
 def part10(dataset: Dataset) -> bytes:
@@ -297,7 +309,15 @@ class Archive:
 
     def send(self, *files: Path) -> None:
         """Store files by `storescu`, each as it is."""
-        command = ["storescu", "-aec", self.ae_title, "-xf", *_proposals(self.folder), "127.0.0.1", str(self.port)]
+        command = [
+            dcmtk("storescu"),
+            "-aec",
+            self.ae_title,
+            "-xf",
+            *_proposals(self.folder),
+            "127.0.0.1",
+            str(self.port),
+        ]
         done = subprocess.run(
             [*command, *map(str, files)], capture_output=True, text=True, env={**os.environ, "TCP_NODELAY": "1"}
         )

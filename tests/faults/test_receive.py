@@ -20,7 +20,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from models.hospital import Completion
 from tasks.receive.completion import Completer
 from tasks.stores.tables import ArrivalRow, InstanceRow, StudyVersionRow
-from tests.components import needs, until
+from tests.components import dcmtk, needs, until
 from tests.faults.listening import Running, looking_at, running
 from tests.matrix import Figure, Times
 from tests.tasks.receive.peer import associate, sender
@@ -148,7 +148,7 @@ def test_senders_that_are_killed_in_the_middle_of_an_object(
         folder = tmp_path / f"turn{turn}"
         write(folder, *(instance(study, side=900, seed=n) for n in range(4)))
         process = subprocess.Popen(
-            ["storescu", "-aec", "NOCTURNE", "+sd", "127.0.0.1", str(listener.port), str(folder)],
+            [dcmtk("storescu"), "-aec", "NOCTURNE", "+sd", "127.0.0.1", str(listener.port), str(folder)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -16,7 +16,7 @@ import httpx
 import pydicom
 
 from models.pseudonyms import Pseudonymizer
-from tests.components import Orthanc, free_port, until
+from tests.components import Orthanc, dcmtk, free_port, until
 from tests.faults.night import Home
 from tests.tasks.receive.peer import Answers, ask, of, opened, requester
 
@@ -224,7 +224,7 @@ recipes = [{recipes}]
 
     def send(self, study: Path) -> None:
         """Send a study to the listener as a scanner would, and say that this was all of it."""
-        command = ["storescu", "-R", "-aet", "SCANNER", "-aec", "NOCTURNE", "127.0.0.1", str(self.listener_port)]
+        command = [dcmtk("storescu"), "-R", "-aet", "SCANNER", "-aec", "NOCTURNE", "127.0.0.1", str(self.listener_port)]
         done = subprocess.run(
             [*command, *map(str, files_of(study))],
             env={**os.environ, "TCP_NODELAY": "1"},

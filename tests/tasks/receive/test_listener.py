@@ -37,7 +37,7 @@ from tasks.stores import spool as spool_module
 from tasks.stores.catalog import Catalog
 from tasks.stores.spool import Spool
 from tasks.stores.tables import ArrivalRow, InstanceRow, QuarantineRow
-from tests.components import needs, until
+from tests.components import dcmtk, needs, until
 from tests.tasks.receive.peer import PATIENCE, associate, sender
 from tests.tasks.receive.samples import encoded, instance, write
 from tests.tasks.receive.test_relay import Server
@@ -86,7 +86,7 @@ def status(assoc: Association, ds: Dataset) -> int:
 def sent(program: str, listener: Listener, *arguments: str) -> subprocess.CompletedProcess[str]:
     needs(program)
     command = [
-        program,
+        dcmtk(program),
         "-v",
         "-ta",
         f"{PATIENCE:.0f}",
