@@ -1,18 +1,19 @@
 """A segmentation from stored voxels to a label map on the same grid, beside MONAI's and nnU-Net's sliding windows.
 
-    python benchmarks/predict.py [--peers PYTHON] [--threads N] [--repeat N] [--only CASE …] [--quick]
+    python benchmarks/predict.py [--peers PYTHON] [--threads N] [--repeat N] [--only CASE …] [--quick] [--device cuda]
 
 In one run, each contestant in a process of its own, the same network, tile, overlap and precision: ours is the
 predictor as it serves (normalise, tiles, blending, labels, mean confidence); MONAI's is its sliding window as
 documented (float32 image, Gaussian weights, argmax); nnU-Net's is its predictor without mirroring, which computes in
-float32 on a CPU and is given the normalised image. `unet` is dominated by the network, `tiny` by everything else;
-`tall` is 1000 × 512 × 512, and takes minutes: `--quick` leaves it out. Memory is the peak beyond what a process held
-with its image and network loaded; CPU seconds count where other work runs on the machine. `warm` is one study of the
-demo's size through the whole room, catalog and mask included.
+float32 on a CPU (in float16 on a GPU) and is given the normalised image. `unet` is dominated by the network, `tiny` by
+everything else; `tall` is 1000 × 512 × 512, and takes minutes: `--quick` leaves it out. Memory is the peak beyond what
+a process held with its image and network loaded; CPU seconds count where other work runs on the machine, seconds on a
+GPU. `warm` is one study of the demo's size through the whole room, catalog and mask included.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from _device import device_argument, named
 from _served import serve
 from _turns import ROOT, Goal, Served, Taken, Turn, arguments, table
 from torch import nn
@@ -100,31 +102,33 @@ def package(overlap: float) -> ModelPackage:
 # -- the contestants, each in a process of its own --------------------------------------------------------------
 
 
-def ours(case: Case, image: np.ndarray, precision: str) -> Callable[[], np.ndarray]:
+def ours(case: Case, image: np.ndarray, precision: str, device: torch.device) -> Callable[[], np.ndarray]:
     described = package(case.overlap)
     weights = build(described.plan.network).state_dict()
-    predictor = Predictor(described, weights, "cpu", precision=precision)  # type: ignore[arg-type]
-    predictor.network = network(case)
+    predictor = Predictor(described, weights, device.type, precision=precision)  # type: ignore[arg-type]
+    predictor.network = network(case).to(device)
     grid = Geometry.from_spacing(image.shape, (1.0, 1.0, 1.0))
     return lambda: predictor.segment(image, grid).labels
 
 
-def monai(case: Case, image: np.ndarray, precision: str) -> Callable[[], np.ndarray]:
+def monai(case: Case, image: np.ndarray, precision: str, device: torch.device) -> Callable[[], np.ndarray]:
     from monai.inferers.inferer import SlidingWindowInferer
 
-    inferer, net = SlidingWindowInferer(TILE, 1, case.overlap, mode="gaussian", sigma_scale=0.125), network(case)
+    at_once = 4 if device.type == "cuda" else 1
+    inferer = SlidingWindowInferer(TILE, at_once, case.overlap, mode="gaussian", sigma_scale=0.125)
+    net = network(case).to(device)
 
     def run() -> np.ndarray:
-        with torch.inference_mode(), autocast(torch.device("cpu"), precision):  # type: ignore[arg-type]
-            logits = inferer(torch.from_numpy(normalised(image))[None, None], net)
-            return logits.argmax(1)[0].to(torch.uint8).numpy()
+        with torch.inference_mode(), autocast(device, precision):  # type: ignore[arg-type]
+            logits = inferer(torch.from_numpy(normalised(image))[None, None].to(device), net)
+            return logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
 
     return run
 
 
-def child(case: Case, who: str, precision: str, labels: str) -> None:
+def child(case: Case, who: str, precision: str, labels: str, device: torch.device) -> None:
     """One contestant, served; its last labels are kept."""
-    run = {"ours": ours, "monai": monai}[who](case, volume(case.shape), precision)
+    run = {"ours": ours, "monai": monai}[who](case, volume(case.shape), precision, device)
     found: list[np.ndarray] = []
 
     def work() -> None:
@@ -137,43 +141,49 @@ def child(case: Case, who: str, precision: str, labels: str) -> None:
 # -- the comparison ---------------------------------------------------------------------------------------------
 
 
-def compare(name: str, precision: str, threads: int, repeat: int, peers: Path | None) -> str:
-    """Markdown: CPU seconds and memory of one case in one precision."""
-    case, me = CASES[name], [sys.executable, __file__, "--threads", threads, "--child", name]
+def compare(name: str, precision: str, given: argparse.Namespace) -> str:
+    """Markdown: time and memory of one case in one precision."""
+    case, device, peers = CASES[name], given.device, given.peers
+    settings = ["--threads", given.threads, "--device", device]
+    me = [sys.executable, __file__, *settings, "--child", name]
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
         commands = {
             "Nocturne": [*me, "ours", precision, at / "Nocturne.npy"],
             "MONAI": [*me, "monai", precision, at / "MONAI.npy"],
         }
-        if peers is not None and precision == "fp32":
+        if peers is not None and precision == ("bf16" if device.type == "cuda" else "fp32"):
             torch.jit.trace(network(case), torch.zeros(1, 1, *TILE)).save(str(at / "network.pt"))
             np.save(at / "image.npy", normalised(volume(case.shape)))
-            given = [at / "network.pt", at / "image.npy", ",".join(map(str, TILE)), case.overlap, 1 + len(CLASSES)]
+            told = [at / "network.pt", at / "image.npy", ",".join(map(str, TILE)), case.overlap, 1 + len(CLASSES)]
             script = ROOT / "benchmarks" / "peers" / "predict.py"
-            commands["nnU-Net"] = [peers, script, *given, at / "nnU-Net.npy", "--threads", threads]
+            commands["nnU-Net"] = [peers, script, *told, at / "nnU-Net.npy", *settings]
         found: dict[str, list[Turn]] = {who: [] for who in commands}
-        for number in range(repeat):  # a turn is many tiles: it needs no other to warm up
+        for number in range(given.repeat):  # on a CPU a turn is many tiles, and needs no other to warm up
             for who, command in commands.items():
-                print(f"{name} {precision} {number + 1}/{repeat} {who}", file=sys.stderr)
+                print(f"{name} {precision} {number + 1}/{given.repeat} {who}", file=sys.stderr)
                 with Served(*command) as process:  # one at a time: each holds the image
+                    if device.type == "cuda":
+                        process()  # kernels are chosen and loaded
                     found[who].append(process())
         labels = {who: np.load(at / f"{who}.npy") for who in commands}
         equal = {who: f"{(them == labels['Nocturne']).mean():.4f}" for who, them in labels.items()}
-    return _told(name, precision, {who: Taken(tuple(them)) for who, them in found.items()}, equal)
+    return _told(name, precision, {who: Taken(tuple(them)) for who, them in found.items()}, equal, device)
 
 
-def _told(name: str, precision: str, taken: dict[str, Taken], equal: dict[str, str]) -> str:
+def _told(name: str, precision: str, taken: dict[str, Taken], equal: dict[str, str], device: torch.device) -> str:
     case = CASES[name]
+    counted, unit = ("seconds", "s") if device.type == "cuda" else ("cpu_seconds", "CPU s")
     million = sum(p.numel() for p in network(case).parameters()) / 1e6
     what = f"a U-Net of {million:.1f} million parameters" if case.features else "two convolutions"
-    memory = [Goal(who, LEANER, "peak_mb") for who in taken] if name == "tall" else []
-    goals = [*(Goal(who, FASTER, "cpu_seconds") for who in taken if who != "Nocturne"), *memory]
+    peers = [who for who in taken if who != "Nocturne"]
+    leaner = [Goal(who, LEANER, "peak_mb") for who in peers] if name == "tall" else []
+    goals = [*(Goal(who, FASTER, counted) for who in peers), *leaner]
     size = " × ".join(map(str, case.shape))
     return "\n".join(
         (
-            f"\n**{size}, {what}, {precision}**, tile {TILE[0]}³, overlap {case.overlap:g}\n",
-            table(taken, goals, what="cpu_seconds", unit="CPU s", remarks=equal, remark="equal labels"),
+            f"\n**{size}, {what}, {precision}{named(device)}**, tile {TILE[0]}³, overlap {case.overlap:g}\n",
+            table(taken, goals, what=counted, unit=unit, remarks=equal, remark="equal labels"),
             "",
             table(taken, goals, what="peak_mb", unit="peak MB"),
         )
@@ -212,20 +222,21 @@ def main() -> None:
     parser.set_defaults(repeat=1)
     parser.add_argument("--only", nargs="+", choices=[*CASES, "warm"], default=[*CASES, "warm"])
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: fp32, and bf16 where it is native")
+    device_argument(parser)
     parser.add_argument("--quick", action="store_true", help="without the tall scan")
     parser.add_argument("--child", nargs=4, help="(a contestant: case, name, precision, file for its labels)")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.child:
-        case, *rest = given.child
-        child(CASES[case], *rest)
+        case, who, precision, labels = given.child
+        child(CASES[case], who, precision, labels, given.device)
         return
     print(f"`python benchmarks/predict.py{' --peers PYTHON' if given.peers else ''}` ({given.threads} thread each)")
-    precisions = [given.precision] if given.precision else ["fp32", *(["bf16"] if has_bf16("cpu") else [])]
+    precisions = [given.precision] if given.precision else ["fp32", *(["bf16"] if has_bf16(given.device.type) else [])]
     for name in CASES:
         if name in given.only and not (name == "tall" and given.quick):
             for precision in precisions:
-                print(compare(name, precision, given.threads, given.repeat, given.peers), flush=True)
+                print(compare(name, precision, given), flush=True)
     if "warm" in given.only:
         print(warm(max(3, given.repeat)))
 

@@ -1,6 +1,6 @@
 """nnU-Net's sliding window, without mirroring, down to labels. Runs where nnunetv2 is installed.
 
-    PYTHON benchmarks/peers/predict.py NETWORK IMAGE TILE OVERLAP CLASSES LABELS [--threads N]
+    PYTHON benchmarks/peers/predict.py NETWORK IMAGE TILE OVERLAP CLASSES LABELS [--threads N] [--device cpu|cuda]
 
 NETWORK is a traced module, IMAGE a prepared one (z, y, x) float32. Served; the last labels are kept as LABELS.
 """
@@ -27,17 +27,18 @@ def main() -> None:
     for name in ("network", "image", "tile", "overlap", "classes", "labels"):
         parser.add_argument(name)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     predictor = nnUNetPredictor(
         tile_step_size=1 - float(given.overlap),
         use_mirroring=False,
-        perform_everything_on_device=False,
-        device=torch.device("cpu"),
+        perform_everything_on_device=given.device.type == "cuda",
+        device=given.device,
         allow_tqdm=False,
     )
     named = {"background": 0, **{f"class {value}": value for value in range(1, int(given.classes))}}
-    predictor.network = torch.jit.load(given.network)
+    predictor.network = torch.jit.load(given.network, map_location=given.device)
     predictor.configuration_manager = SimpleNamespace(patch_size=[int(part) for part in given.tile.split(",")])
     predictor.label_manager = LabelManager(named, None)
     image = torch.from_numpy(np.load(given.image))[None]
@@ -45,7 +46,7 @@ def main() -> None:
 
     def work() -> None:
         logits = predictor.predict_sliding_window_return_logits(image)
-        found[:] = [np.asarray(predictor.label_manager.convert_logits_to_segmentation(logits)).astype(np.uint8)]
+        found[:] = [np.asarray(predictor.label_manager.convert_logits_to_segmentation(logits.cpu())).astype(np.uint8)]
 
     serve(work)
     np.save(given.labels, found[0])
