@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     dask_tls_cert: str = Field("", description="PEM file of our certificate for the scheduler")
     dask_tls_key: str = Field("", description="PEM file of that certificate's key")
     dask_unencrypted: bool = Field(False, description="allow a scheduler on another machine without TLS")
-    workers: int = Field(0, ge=0, description="local Dask threads and decoder threads; 0: one per core")
+    workers: int = Field(0, ge=0, description="local Dask processes and decoder threads; 0: one per core")
     memory_gb: float = Field(0, ge=0, description="memory a run may plan with; 0: three quarters of what is free")
     training_processes: int = Field(
         0, ge=0, description="processes that share out each training batch; 0: one per CUDA device, else one"

@@ -18,9 +18,11 @@ from urllib.parse import urlsplit
 
 import dask
 from distributed import Client, Future, LocalCluster, Security
+from distributed.system import MEMORY_LIMIT
 
 from models.addresses import is_loopback
 from models.errors import ServiceUnavailableError, SettingsError
+from tasks.imaging.heap import give_back
 from tasks.preprocess.workers import OneBlasThread, registered
 from tasks.stores.house import DaskTls
 
@@ -28,6 +30,9 @@ LOOPBACK = "127.0.0.1"
 CONNECT_SECONDS = 15
 LONELY_SECONDS = 60.0
 """Without any worker for so long, work is given up: nobody may be there to start another."""
+
+PROCESS_BYTES = 4 << 30
+"""Of memory that a local process has at least, if the machine has it: a CT of 500 slices takes most of that."""
 
 _ENVIRON = "distributed.nanny.pre-spawn-environ"
 _MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
@@ -41,8 +46,9 @@ def compute_client(
 ) -> Iterator[Client]:
     """A client of the scheduler at `address`, or of a cluster of this machine's own where that is empty.
 
-    The local cluster is one process with `workers` threads (0: one per core) that is restarted if it dies; it listens
-    on the loopback interface alone, behind TLS with a key of its own, and has no dashboard.
+    The local cluster is `workers` processes (0: one per core) that share the memory and are restarted if they die;
+    where that is less than `PROCESS_BYTES` each, fewer of several threads. They listen on the loopback interface alone,
+    behind TLS with a key of their own, and have no dashboard.
     Raises ServiceUnavailableError where nobody answers or no worker is there, SettingsError where `tls` cannot be used
     or is missing (`unencrypted` allows that for another machine).
     """
@@ -51,12 +57,19 @@ def compute_client(
             with _remote(address, _security(address, tls, unencrypted)) as client:
                 yield client
             return
+        wanted = workers or len(_cores())
+        processes = max(1, min(wanted, MEMORY_LIMIT // PROCESS_BYTES))
         with (
             _environment_kept(),
-            dask.config.set({_ENVIRON: {**dask.config.get(_ENVIRON), **_MEMORY}}),
+            # Without its pages nobody sees what the profiler keeps of each of a hundred looks a second.
+            dask.config.set(
+                {_ENVIRON: {**dask.config.get(_ENVIRON), **_MEMORY}, "distributed.worker.profile.enabled": False}
+            ),
             LocalCluster(
-                n_workers=1,
-                threads_per_worker=workers or len(_cores()),
+                n_workers=processes,
+                # Threads of one process wait for each other for most of a case.
+                threads_per_worker=math.ceil(wanted / processes),
+                memory_limit=MEMORY_LIMIT // processes,
                 processes=True,
                 host=LOOPBACK,
                 # Without an address Dask would serve its pages on a fixed port; on this one it serves health alone.
@@ -118,6 +131,17 @@ def _has_workers(client: Client) -> bool:
         return any(w["status"] == "running" or _counts(w).get("executing") for w in workers)
     except (OSError, TimeoutError):
         return False
+
+
+@contextmanager
+def all_memory(client: Client) -> Iterator[Client]:
+    """Of one worker that has this machine's memory alone, where several of its processes share it; else `client`."""
+    if client.cluster is None or len(client.cluster.workers) < 2:
+        yield client
+        return
+    client.run(give_back)
+    with compute_client("", 1) as alone:
+        yield alone
 
 
 def roomiest_workers(client: Client) -> tuple[str, ...]:

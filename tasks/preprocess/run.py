@@ -304,7 +304,7 @@ def _on_dask(
 ) -> Iterable[tuple[Case, T | NocturneError]]:
     from distributed import KilledWorker
 
-    from tasks.preprocess.cluster import roomiest_workers
+    from tasks.preprocess.cluster import all_memory, roomiest_workers
 
     suspects = []
     for case, result in _side_by_side(client, work, cases, name):
@@ -312,13 +312,16 @@ def _on_dask(
             suspects.append((case, result))
         else:
             yield case, result
+    if not suspects:
+        return
     # What waited or ran beside a case that ends its worker is lost with it. Alone, each answers for itself.
-    for case, result in suspects:
-        roomiest = roomiest_workers(client)
-        if len(cases) > 1 or roomiest:
-            yield from _side_by_side(client, work, [case], name, roomiest)
-        else:
-            yield case, result
+    with all_memory(client) as roomy:
+        for case, result in suspects:
+            roomiest = roomiest_workers(roomy)
+            if len(cases) > 1 or roomiest or roomy is not client:
+                yield from _side_by_side(roomy, work, [case], name, roomiest)
+            else:
+                yield case, result
 
 
 def _side_by_side(

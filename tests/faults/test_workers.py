@@ -124,3 +124,19 @@ def test_a_case_for_which_a_worker_has_too_little_memory_is_named_and_done_where
     for key in keys.values():
         assert np.asarray(store.open(key).image, np.float32).std() > 0
     figure("out of memory: the case is named, those beside it are done; then done by a worker with more memory")
+
+
+@pytest.mark.fault("compute/worker")
+def test_a_case_too_large_for_its_share_of_this_machine_s_memory_has_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Figure
+) -> None:
+    monkeypatch.setattr("tasks.preprocess.cluster.MEMORY_LIMIT", 1_800_000_000)
+    monkeypatch.setattr("tasks.preprocess.cluster.PROCESS_BYTES", 900_000_000)
+    volumes, root = tmp_path / "volumes", tmp_path / "prepared"
+    cases = [*write_cohort(volumes, 5), large_case(volumes)]
+    with compute_client("", 2) as client:
+        shares = [worker["memory_limit"] for worker in client.scheduler_info()["workers"].values()]
+        done = prepare_dataset(client, cases, READING, FINE, root)
+    assert shares == [900_000_000] * 2
+    assert (done.computed, done.failures) == (6, ())
+    figure("too large for its share of this machine's memory: done alone, with all of it")
