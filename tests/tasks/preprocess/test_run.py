@@ -312,7 +312,10 @@ def listening(process: psutil.Process) -> set[str]:
 
 @pytest.mark.fault("access/loopback")
 def test_workers_have_one_blas_thread_and_no_open_port_but_loopback(client: Client) -> None:
-    for pools in client.run(threadpool_info).values():
+    found = client.run(threadpool_info).values()
+    assert len(found) == 2
+    for pools in found:
+        assert pools
         assert {p["num_threads"] for p in pools if p["user_api"] == "blas"} == {1}
     assert client.scheduler.address.startswith("tls://127.0.0.1:")
     me = psutil.Process()
