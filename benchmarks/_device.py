@@ -24,10 +24,15 @@ def named(device: torch.device) -> str:
     return f" on one {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
 
 
-def moment(device: torch.device) -> tuple[float, float]:
-    """(seconds, CPU seconds), once the device has done all that it was told."""
+def settled(device: torch.device) -> None:
+    """Wait until the device has done all that it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def moment(device: torch.device) -> tuple[float, float]:
+    """(seconds, CPU seconds), once the device has settled."""
+    settled(device)
     return time.perf_counter(), time.process_time()
 
 
@@ -48,6 +53,6 @@ def busy(device: torch.device) -> Iterator[list[float]]:
             shares += [int(line) / 100 for line in told.split() if line.isdigit()]
 
 
-def told(shares: list[float]) -> str:
+def kernels_told(shares: list[float]) -> str:
     """Their middle, after what there is to say already."""
     return f"; kernels at work {statistics.median(shares):.0%}" if shares else ""

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _device import device_argument, named, settled
 from _moments import NAMES, moments
 from _turns import Contestant, Goal, Served, arguments, table, turns
 from torch import Tensor
@@ -80,8 +81,7 @@ def ours(work: Work, device: torch.device) -> Contestant:
     def run() -> None:
         for _ in range(work.rounds):
             augmented(images, masks, work.augment, work.flips, next(seeds))
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        settled(device)
 
     return run
 
@@ -189,7 +189,7 @@ def measured(work: Work, peers: Path | None, threads: int, repeat: int, draws: i
         found = turns(contestants, repeat)
     samples = work.count * work.rounds
     remarks: Mapping[str, str] = {name: f"{samples / taken.middle():,.0f}" for name, taken in found.items()}
-    where = "" if device.type == "cpu" else f" Ours on {torch.cuda.get_device_name()}; the others have no such path."
+    where = f" Ours{named(device)}; the others have no such path." if named(device) else ""
     print(f"### {work.name}, with labels\n\n{samples} samples a turn, {threads} thread(s).{where}\n")
     print(table(found, GOALS, remarks=remarks, remark="samples/s"), end="\n\n")
     if served:
@@ -198,7 +198,7 @@ def measured(work: Work, peers: Path | None, threads: int, repeat: int, draws: i
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--device", default="cpu", help="of ours")
+    device_argument(parser)
     parser.add_argument("--quick", action="store_true", help="few draws to compare")
     parser.add_argument("--only", choices=[str(len(w.size)) for w in WORKS], help="three dimensions, or two")
     given = parser.parse_args()
@@ -206,7 +206,7 @@ def main() -> None:
     for work in WORKS:
         if given.only in (None, str(len(work.size))):
             draws = 100 if given.quick else 1000
-            measured(work, given.peers, given.threads, given.repeat, draws, torch.device(given.device))
+            measured(work, given.peers, given.threads, given.repeat, draws, given.device)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from _device import busy, device_argument, moment, named, told
+from _device import busy, device_argument, kernels_told, moment, named
 from _turns import Contestant, Goal, Taken, Turn, arguments, table, turns
 
 from models.geometry import Geometry
@@ -221,8 +221,8 @@ def report(size: Size, found: dict[str, Taken], ours: Ours, augmented: Ours) -> 
     """One network's table and its remarks."""
     step = {name: Taken(tuple(each(turn, size.steps) for turn in taken.turns)) for name, taken in found.items()}
     remarks = {
-        OURS: f"{statistics.median(ours.waited):.2%}{told(ours.busy)}",
-        AUGMENTED: f"{statistics.median(augmented.waited):.2%}{told(augmented.busy)}",
+        OURS: f"{statistics.median(ours.waited):.2%}{kernels_told(ours.busy)}",
+        AUGMENTED: f"{statistics.median(augmented.waited):.2%}{kernels_told(augmented.busy)}",
     }
     device, saving = ours.device, statistics.median(ours.saving)
     apart = agreement(size, ours.cases, device)

@@ -90,12 +90,14 @@ def compute_client(
 @contextmanager
 def _environment_kept() -> Iterator[None]:
     """Dask sets its workers' variables (one thread, memory) in this process too, whose own children would have them."""
-    before = dict(os.environ)
+    before = {name: os.environ.get(name) for name in (*dask.config.get(_ENVIRON), *_MEMORY, "PYTHONHASHSEED")}
     try:
         yield
     finally:
-        for name in {*dask.config.get(_ENVIRON), *_MEMORY, "PYTHONHASHSEED"} & (os.environ.keys() - before.keys()):
-            del os.environ[name]
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

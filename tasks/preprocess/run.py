@@ -370,8 +370,8 @@ def _result(future: Future[T | NocturneError], case: Case) -> T | NocturneError:
         lost = WorkerLostError(
             "the worker died each time it took up this case, or none was left",
             where=case.volume,
-            hint="it may need more memory than a worker has: give them more (`dask worker --memory-limit`, or fewer "
-            "`workers` on this machine), or write a coarser preprocess.spacing",
+            hint="it may need more memory than a worker has (a local one had all of this machine's in the end): give "
+            "workers more (`dask worker --memory-limit`, a larger machine), or write a coarser preprocess.spacing",
         )
         lost.__cause__ = error
         return lost

@@ -82,7 +82,8 @@ def predicted_cases(
     if package is not None:
         spoke = spoke.where(PackageRow.package == package)
     with stores.catalog.reading() as session:
-        versions = session.scalars(spoke).all()
+        if not (versions := session.scalars(spoke).all()):
+            return []
         query = (
             select(PredictionRow, VolumeRow.patient, VolumeRow.study, VolumeRow.manufacturer, VolumeRow.model_name)
             .join(VolumeRow, PredictionRow.volume == VolumeRow.volume)
@@ -90,7 +91,7 @@ def predicted_cases(
             .order_by(moment if oldest else moment.desc(), PredictionRow.prediction)
             .limit(limit)
         )
-        return list(_told(session.execute(query.execution_options(yield_per=_AT_ONCE)))) if versions else []
+        return list(_told(session.execute(query.execution_options(yield_per=_AT_ONCE))))
 
 
 def window(
